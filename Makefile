@@ -1,0 +1,72 @@
+# `make` lists the targets. Everything is installed below this folder, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PROFILE ?= auto
+SCENES ?= examples/input_scenes.json
+OUT ?= output
+ifdef T2I_MODEL
+export CLOUDVID_T2I_MODEL := $(T2I_MODEL)
+endif
+ifdef I2V_MODEL
+export CLOUDVID_I2V_MODEL := $(I2V_MODEL)
+endif
+SERVER := $(BIN)/python deploy/server.py
+START := --profile $(PROFILE) $(if $(PORT),--port $(PORT))
+
+.PHONY: help setup archives weights run serve start stop test lint clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'Settings: PROFILE=auto|tiny|real  SCENES=file  OUT=folder  PORT=8080  T2I_MODEL=  I2V_MODEL= (Hub id or folder)'
+
+setup: .venv/.ready ## create .venv, install what is pinned, and a Java runtime where there is none
+
+.venv/.ready: requirements/server.txt requirements/java.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("CloudVid needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv .venv
+	@echo 'installing the pinned packages into .venv: some minutes, torch is large'
+	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/server.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	@$(SERVER) java >/dev/null 2>&1 || { echo 'no Java 17 here: installing one into .venv'; \
+	    $(BIN)/pip install -q --disable-pip-version-check -r requirements/java.txt && $(SERVER) java >/dev/null; }
+	@touch $@
+
+.venv/.dev: .venv/.ready requirements/dev.txt
+	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+archives: model_store/.built ## build model_store/t2i.mar and i2v.mar
+
+model_store/.built: .venv/.ready deploy/archives.py $(wildcard handlers/*.py handlers/*.yaml handlers/*/*.py client/cloudvid_schema/*.py)
+	@$(BIN)/python deploy/archives.py model_store
+	@touch $@
+
+weights: setup ## fetch the real models into the Hub's cache
+	@PYTHONPATH=handlers $(BIN)/python -m cloudvid_stages.weights t2i i2v
+
+run: archives ## the whole job: server, SCENES, stop; the files are in OUT
+	@$(SERVER) with $(START) -- $(BIN)/cloudvid run $(SCENES) --output-dir $(OUT) --wait 1800
+
+serve: archives ## run the server in the foreground
+	@$(SERVER) serve $(START)
+
+start: archives ## start the server behind
+	@$(SERVER) start $(START)
+
+stop: ## stop what `make start` started
+	@test ! -x $(BIN)/python || $(SERVER) stop
+
+test: .venv/.dev archives ## all tests
+	@$(BIN)/pytest
+
+lint: .venv/.dev ## style, types, import rules, generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@PYTHONPATH=client:handlers:. $(BIN)/lint-imports --no-cache
+	@PYTHONPATH=client $(BIN)/python docs/generate.py --check
+
+clean: stop ## remove everything that make made, but not OUT
+	@rm -rf .venv .run models model_store/*.mar model_store/.built build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

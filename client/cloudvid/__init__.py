@@ -1,0 +1,63 @@
+"""CloudVid: files of scene descriptions become pictures and clips, on a model server of your own.
+
+from cloudvid import Client
+
+client = Client("http://127.0.0.1:8080")
+picture = client.text_to_image("a lighthouse at dawn", width=768, height=512)
+picture.save("lighthouse.png")
+client.image_to_video(picture.data, fps=6).save("lighthouse.mp4")
+"""
+
+from cloudvid.batch import FileWritten, SceneFailed, render
+from cloudvid.client import Client, Generated, Readiness
+from cloudvid.errors import (
+    BrokenAnswer,
+    Busy,
+    CloudVidError,
+    InvalidInput,
+    InvalidRequest,
+    InvalidSceneFile,
+    NotReady,
+    OutOfMemory,
+    OutputError,
+    Rejected,
+    ServerUnavailable,
+    StageError,
+    StageFailed,
+    Unauthorized,
+    Unreachable,
+)
+from cloudvid.scenes import Scene, parse_scenes, read_scenes
+from cloudvid_schema import __version__
+from cloudvid_schema.protocol import Progress, Stage, Started
+
+__all__ = [
+    "BrokenAnswer",
+    "Busy",
+    "Client",
+    "CloudVidError",
+    "FileWritten",
+    "Generated",
+    "InvalidInput",
+    "InvalidRequest",
+    "InvalidSceneFile",
+    "NotReady",
+    "OutOfMemory",
+    "OutputError",
+    "Progress",
+    "Readiness",
+    "Rejected",
+    "Scene",
+    "SceneFailed",
+    "ServerUnavailable",
+    "Stage",
+    "StageError",
+    "StageFailed",
+    "Started",
+    "Unauthorized",
+    "Unreachable",
+    "__version__",
+    "parse_scenes",
+    "read_scenes",
+    "render",
+]

@@ -1,0 +1,127 @@
+"""What the endpoints answer: a file, a stream of events that ends in one, or an error body."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+from pydantic import TypeAdapter, ValidationError
+
+from cloudvid import errors
+from cloudvid.outputs import write_file
+from cloudvid_schema.protocol import (
+    DIGEST_HEADER,
+    MODEL_HEADER,
+    SEED_HEADER,
+    TIMING_HEADER,
+    ErrorBody,
+    Event,
+    Failed,
+    Progress,
+    Result,
+    Stage,
+    Started,
+)
+
+_EVENT: TypeAdapter[Started | Progress | Result | Failed] = TypeAdapter(Event)
+
+OnEvent = Callable[[Started | Progress], None]
+"""Told of each event of a running request but its last."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A picture or a clip, whole: its digest was checked."""
+
+    data: bytes
+    media_type: str
+    seed: int
+    """The seed in force, drawn by the server where none was sent."""
+    model: str
+    """Identity of the model, `id@revision`."""
+    timings: dict[str, float]
+    """Milliseconds of each phase on the server."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file, hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        return write_file(Path(path), self.data)
+
+
+def error_body(code: int, content: bytes) -> ErrorBody:
+    """The server's error, or what can be said of an answer that is not one (a proxy's page, TorchServe's empty 413)."""
+    try:
+        return ErrorBody.model_validate_json(content)
+    except ValidationError:
+        said = {413: "the request is larger than the server takes", 504: "the proxy gave up waiting"}
+        text = said.get(code) or ascii(content[:200].decode(errors="replace"))
+        return ErrorBody(code=code, type="Unknown", message=text)
+
+
+def failure(stage: Stage, body: ErrorBody) -> errors.StageError:
+    """The error that an error body means to the caller."""
+    message = f"{stage} answers {body.code} {body.type}: {body.message}"
+    if body.code == 507:
+        return errors.OutOfMemory(message, body)
+    if body.code == 503 and body.type != "InternalServerException":
+        return errors.Busy(message, body)
+    return (errors.Rejected if body.code < 500 else errors.StageFailed)(message, body)
+
+
+def whole(stage: Stage, response: requests.Response) -> Generated:
+    """The file that an answer is.
+
+    Raises:
+        BrokenAnswer: it does not match its digest.
+    """
+    data, headers = response.content, response.headers
+    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    if headers.get(DIGEST_HEADER) != f"sha-256=:{digest}:":
+        raise errors.BrokenAnswer(f"{stage}: the file does not match its {DIGEST_HEADER}")
+    timings = {
+        phase: float(milliseconds)
+        for phase, milliseconds in re.findall(r"(\w+);dur=([\d.]+)", headers.get(TIMING_HEADER, ""))
+    }
+    return Generated(data, headers.get("Content-Type", ""), int(headers[SEED_HEADER]), headers[MODEL_HEADER], timings)
+
+
+def _events(stage: Stage, response: requests.Response) -> Iterator[Started | Progress | Result | Failed]:
+    for line in response.iter_lines(chunk_size=65536):
+        try:
+            if line:
+                yield _EVENT.validate_json(line)
+        except ValidationError:
+            raise errors.BrokenAnswer(f"{stage}: a line of the stream is no event: {line[:80]!a}") from None
+
+
+def streamed(stage: Stage, response: requests.Response, on_event: OnEvent) -> Generated:
+    """The file at the end of an event stream, each event before it passed on.
+
+    Raises:
+        StageError: the stream says that the request failed.
+        BrokenAnswer: it ends too early, or the file does not match its digest.
+    """
+    for event in _events(stage, response):
+        if isinstance(event, Failed):
+            raise failure(stage, event)
+        if isinstance(event, Result):
+            try:
+                data = base64.b64decode(event.data, validate=True)
+            except ValueError:
+                data = b""
+            if len(data) != event.size or hashlib.sha256(data).hexdigest() != event.sha256:
+                raise errors.BrokenAnswer(f"{stage}: the file does not match its digest")
+            return Generated(data, event.media_type, event.seed, event.model, event.timings)
+        on_event(event)
+    raise errors.BrokenAnswer(f"{stage}: the stream ended without a result")

@@ -1,0 +1,44 @@
+"""The command line: a view of the library. Errors become text and exit codes here and nowhere else.
+
+Exit codes: 0 all done, 1 some scenes failed, 2 usage or invalid input (nothing was sent), 3 the server cannot be
+reached or is not ready, 130 interrupted.
+"""
+
+import sys
+
+import typer
+
+from cloudvid import errors
+from cloudvid.cli import scenes, server, single
+
+app = typer.Typer(
+    name="cloudvid",
+    help="Files of scene descriptions become pictures and clips, on a model server of your own.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("run")(scenes.run)
+app.command("validate")(scenes.validate)
+app.command("image")(single.image)
+app.command("video")(single.video)
+app.command("wait")(server.wait)
+
+
+def exit_code(error: errors.CloudVidError) -> int:
+    """The exit code of an error that ended the program."""
+    if isinstance(error, errors.InvalidInput):
+        return 2
+    return 3 if isinstance(error, errors.ServerUnavailable) else 1
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except errors.CloudVidError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

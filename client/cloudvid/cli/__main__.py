@@ -1,0 +1,5 @@
+"""`python -m cloudvid.cli`."""
+
+from cloudvid.cli import main
+
+main()

@@ -1,0 +1,41 @@
+"""Commands for one picture or one clip: image, video."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cloudvid.cli.options import takes_client, takes_parameters
+from cloudvid.client import Client, Generated
+from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
+
+
+@takes_client
+@takes_parameters(TextToImageParameters, positional="prompt")
+def image(
+    client: Client,
+    parameters: dict[str, Any],
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.", show_default=False)],
+    output: Output = Path("image.png"),
+) -> None:
+    """Make one picture from a prompt."""
+    _report(client.text_to_image(prompt, **parameters), output)
+
+
+@takes_client
+@takes_parameters(ImageToVideoParameters)
+def video(
+    client: Client,
+    parameters: dict[str, Any],
+    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file.", show_default=False)],
+    output: Output = Path("video.mp4"),
+) -> None:
+    """Make one clip from a picture."""
+    _report(client.image_to_video(picture, **parameters), output)
+
+
+def _report(result: Generated, output: Path) -> None:
+    result.save(output)
+    print(f"{output}  {len(result.data):,} bytes, seed {result.seed}, {result.model}")

@@ -1,0 +1,36 @@
+"""TorchServe's keys: from a token, or from the key file that the server writes at every start."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+RUN_KEY_FILE = Path(".run/key_file.json")
+"""Where `make start` puts the key file, below the folder that cloudvid is started in."""
+
+Api = Literal["inference", "management"]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What is sent as `Authorization: Bearer`. The key file is read anew each time: a server's restart changes it."""
+
+    token: str | None = None
+    """A fixed token, for the endpoints."""
+    key_file: Path | None = None
+
+    def key(self, api: Api) -> str | None:
+        """The key for one of TorchServe's APIs, if there is one."""
+        if api == "inference" and self.token:
+            return self.token
+        if self.key_file is not None:
+            try:
+                return str(json.loads(self.key_file.read_text())[api]["key"])
+            except (OSError, ValueError, KeyError, TypeError):
+                pass  # being rewritten, or not there: the server will say that a key is missing
+        return self.token
+
+    def __str__(self) -> str:
+        if self.token:
+            return "the token given"
+        return f"the keys in {self.key_file}" if self.key_file else "no token"

@@ -1,0 +1,100 @@
+"""Everything that cloudvid raises, split by what the caller does next.
+
+CloudVidError
+├── InvalidInput            mend the input; nothing was sent
+│   ├── InvalidSceneFile
+│   └── InvalidRequest
+├── ServerUnavailable       start, wait for or log in to the server
+│   ├── Unreachable
+│   ├── NotReady
+│   └── Unauthorized
+├── StageError              one request failed; others may succeed
+│   ├── Rejected            the request itself is refused
+│   ├── Busy                the queue is full
+│   ├── OutOfMemory
+│   ├── StageFailed         the worker failed or died
+│   └── BrokenAnswer        cut, stalled, or not what its digest says
+└── OutputError             a file cannot be read or written
+"""
+
+from collections.abc import Sequence
+
+from cloudvid_schema.faults import Fault
+from cloudvid_schema.protocol import ErrorBody
+
+
+class CloudVidError(Exception):
+    """Base of all errors of this library; its text is for a person."""
+
+
+class InvalidInput(CloudVidError):
+    """An input breaks its rules; nothing was sent.
+
+    Attributes:
+        faults: every fault that was found, each with its place.
+    """
+
+    def __init__(self, faults: Sequence[Fault], what: str = "") -> None:
+        self.faults = tuple(faults)
+        lines = [str(fault) for fault in faults]
+        super().__init__("\n".join(f"{what}: {line}" if what else line for line in lines))
+
+
+class InvalidSceneFile(InvalidInput):
+    """A scene file cannot be read or has faults."""
+
+
+class InvalidRequest(InvalidInput):
+    """Parameters of a single request break their rules."""
+
+
+class ServerUnavailable(CloudVidError):
+    """The server cannot take requests as things are."""
+
+
+class Unreachable(ServerUnavailable):
+    """Nothing answers at the address."""
+
+
+class NotReady(ServerUnavailable):
+    """The server answers, but a stage has no worker that is ready."""
+
+
+class Unauthorized(ServerUnavailable):
+    """The token is missing, wrong or expired."""
+
+
+class StageError(CloudVidError):
+    """A request failed.
+
+    Attributes:
+        body: what the server said, where it said something.
+    """
+
+    def __init__(self, message: str, body: ErrorBody | None = None) -> None:
+        super().__init__(message)
+        self.body = body
+
+
+class Rejected(StageError):
+    """The request is refused for what it is (400, 404, 413, 415, 422): sent again, it will be refused again."""
+
+
+class Busy(StageError):
+    """The stage's queue is full, or it has no worker."""
+
+
+class OutOfMemory(StageError):
+    """The request does not fit the device's memory."""
+
+
+class StageFailed(StageError):
+    """The worker failed or died while it ran the request."""
+
+
+class BrokenAnswer(StageError):
+    """The answer was cut, stalled, or is not what its digest says."""
+
+
+class OutputError(CloudVidError):
+    """A file cannot be read or written."""

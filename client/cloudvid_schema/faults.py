@@ -1,0 +1,112 @@
+"""What is wrong with an input: the place, the rule and the value, in one wording for client and server."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from cloudvid_schema.strict_json import shorten
+
+# pydantic's error type -> the rule, with pydantic's own context filled in.
+_RULES = {
+    "missing": "is required",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "string_type": "must be a string",
+    "string_unicode": "must be valid Unicode",
+    "bool_type": "must be true or false",
+    "dict_type": "must be a JSON object",
+    "list_type": "must be a JSON array",
+    "model_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
+    "finite_number": "must be finite",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "string_too_short": "must have at least {min_length} character(s)",
+    "string_too_long": "must have at most {max_length} characters",
+    "literal_error": "must be {expected}",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with an input."""
+
+    place: str
+    """Where: `width`, or `scenes[3].i2v_params.fps`. Empty for the input as a whole."""
+    rule: str
+    """What must hold there."""
+    value: object = None
+    """What stood there."""
+    has_value: bool = True
+
+    @property
+    def message(self) -> str:
+        """The rule and the value, without the place."""
+        return f"{self.rule}, got {shorten(self.value)}" if self.has_value else self.rule
+
+    @property
+    def input(self) -> object:
+        """The value as an error body shows it: itself where it is a short plain value, else the start of its JSON."""
+        plain = self.value is None or isinstance(self.value, bool | str) or type(self.value) in (int, float)
+        text = shorten(self.value)
+        finite = not isinstance(self.value, float) or math.isfinite(self.value)
+        return self.value if plain and finite and not text.endswith("characters)") else text
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+
+def place_of(location: Iterable[int | str], prefix: str = "") -> str:
+    """A pydantic location as a path: `("scenes", 3, "i2v_params", "fps")` -> `scenes[3].i2v_params.fps`."""
+    place = prefix
+    for step in location:
+        if isinstance(step, int):
+            place += f"[{step}]"
+        else:
+            place += f".{step}" if place else step
+    return place
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> Mapping[str, Any]:
+    """The fields of the (nested) model in which an unknown key stands."""
+    for step in location:
+        field = model.model_fields.get(step) if isinstance(step, str) else None
+        nested = field.annotation if field else None
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            model = nested
+    return model.model_fields
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The rule for a key that is not known, naming the nearest one that is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"is not known; did you mean {near[0]}?" if near else f"is not known; known are {', '.join(known)}"
+
+
+def faults_of(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[Fault]:
+    """Every fault that pydantic found, in the order of the fields.
+
+    Args:
+        error: what validating `model` raised.
+        model: the model that was validated, for the names of its fields.
+        prefix: where the validated value stands in a larger input, e.g. `scenes[3]`.
+    """
+    found = []
+    for detail in error.errors(include_url=False):
+        location, kind = detail["loc"], detail["type"]
+        place = place_of(location, prefix)
+        if kind == "extra_forbidden":
+            found.append(
+                Fault(place, unknown_key(str(location[-1]), _fields_at(model, location[:-1])), has_value=False)
+            )
+            continue
+        rule = _RULES.get(kind, detail["msg"]).format(**detail.get("ctx", {}))
+        found.append(Fault(place, rule, detail["input"], has_value=kind != "missing"))
+    return found

@@ -1,0 +1,176 @@
+"""Every parameter of the two stages: its type, unit, range, default and meaning.
+
+The client validates with these models before anything is sent and the handler validates with them again. The
+README's tables, the scene file's JSON Schema and the OpenAPI file are generated from them (`docs/generate.py`).
+
+Names and defaults are those of diffusers 0.42 (`StableDiffusionPipeline.__call__` and
+`StableVideoDiffusionPipeline.__call__`) unless a description says otherwise.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+MAX_SEED = 2**32 - 1
+"""Largest seed. torch's CPU generator (mt19937) keeps 32 bits of a seed: a larger one would repeat another."""
+
+MAX_SIDE = 2048
+"""Longest side of a picture or a frame, in pixels."""
+
+MAX_PROMPT = 2000
+"""Longest prompt in characters. CLIP itself reads 77 tokens, about 300 characters, and ignores the rest."""
+
+I2V_MULTIPLE = 64
+"""SVD's UNet halves the latents (8 pixels each) three times and cannot join odd sizes again: 8 * 2**3."""
+
+
+def _unit(unit: str) -> dict[str, Any]:
+    return {"unit": unit}
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    def given(self) -> dict[str, Any]:
+        """The parameters that were set, as plain JSON values."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+Prompt = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_PROMPT,
+        description="What the picture shows.",
+        json_schema_extra=_unit("characters"),
+    ),
+]
+Seed = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=MAX_SEED,
+        description="Makes the result repeatable. Without it the server draws one and reports it.",
+    ),
+]
+
+
+def not_blank(text: str) -> str:
+    """Refuse a text of white space alone.
+
+    Raises:
+        PydanticCustomError: nothing but white space.
+    """
+    if not text.strip():
+        raise PydanticCustomError("blank", "must not be blank")
+    return text
+
+
+class TextToImageOptions(_Parameters):
+    """Everything of a text-to-image request but its prompt: what a scene's `t2i_params` may hold."""
+
+    negative_prompt: str = Field(
+        "",
+        max_length=MAX_PROMPT,
+        description="What the picture should not show.",
+        json_schema_extra=_unit("characters"),
+    )
+    num_inference_steps: int = Field(
+        30,
+        ge=1,
+        le=1000,
+        description="Denoising steps. (diffusers' own default is 50.)",
+        json_schema_extra=_unit("steps"),
+    )
+    guidance_scale: float = Field(
+        7.5, ge=0.0, le=50.0, description="How closely the picture follows the prompt; 1 or less turns guidance off."
+    )
+    width: int = Field(
+        512, ge=64, le=MAX_SIDE, multiple_of=8, description="Width of the picture.", json_schema_extra=_unit("pixels")
+    )
+    height: int = Field(
+        512, ge=64, le=MAX_SIDE, multiple_of=8, description="Height of the picture.", json_schema_extra=_unit("pixels")
+    )
+    seed: Seed = None
+
+
+class TextToImageParameters(TextToImageOptions):
+    """Parameters of `POST /predictions/t2i`."""
+
+    prompt: Prompt
+
+    _prompt_not_blank = field_validator("prompt")(not_blank)
+
+
+class ImageToVideoParameters(_Parameters):
+    """Parameters of `POST /predictions/i2v`, and what a scene's `i2v_params` may hold."""
+
+    width: int | None = Field(
+        None,
+        ge=I2V_MULTIPLE,
+        le=MAX_SIDE,
+        multiple_of=I2V_MULTIPLE,
+        description="Width of the clip. Default: the picture's own, rounded down to a multiple of 64; "
+        "with `height` alone, what keeps the picture's aspect.",
+        json_schema_extra=_unit("pixels"),
+    )
+    height: int | None = Field(
+        None,
+        ge=I2V_MULTIPLE,
+        le=MAX_SIDE,
+        multiple_of=I2V_MULTIPLE,
+        description="Height of the clip. Default: as for `width`.",
+        json_schema_extra=_unit("pixels"),
+    )
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        "crop",
+        description="How a picture of another size fills the clip: `crop` covers it and cuts what stands over, "
+        "`pad` shows all of it on black, `stretch` changes its aspect.",
+    )
+    num_frames: int | None = Field(
+        None,
+        ge=2,
+        le=128,
+        description="Length of the clip. Default: what the model was trained for (SVD-XT 25, SVD 14).",
+        json_schema_extra=_unit("frames"),
+    )
+    num_inference_steps: int = Field(
+        25, ge=1, le=1000, description="Denoising steps.", json_schema_extra=_unit("steps")
+    )
+    fps: int = Field(
+        7,
+        ge=1,
+        le=60,
+        description="Frame rate: SVD is conditioned on it and the MP4 plays at it.",
+        json_schema_extra=_unit("frames per second"),
+    )
+    motion_bucket_id: int = Field(127, ge=0, le=255, description="How much moves: more is more motion.")
+    noise_aug_strength: float = Field(
+        0.02,
+        ge=0.0,
+        le=1.0,
+        description="Noise added to the picture: more lets the clip leave it further behind.",
+    )
+    decode_chunk_size: int | None = Field(
+        None,
+        ge=1,
+        le=128,
+        description="Frames decoded at once: more is steadier and takes more memory. It changes the pixels, so the "
+        "recipe records it. Default: the server's setting (8).",
+        json_schema_extra=_unit("frames"),
+    )
+    min_guidance_scale: float = Field(1.0, ge=0.0, le=50.0, description="Guidance of the first frame.")
+    max_guidance_scale: float = Field(
+        3.0, ge=0.0, le=50.0, description="Guidance of the last frame; at least `min_guidance_scale`."
+    )
+    seed: Seed = None
+
+    @field_validator("max_guidance_scale")
+    @classmethod
+    def _guidance_rises(cls, value: float, info: ValidationInfo) -> float:
+        # diffusers decides on guidance by the last frame and then applies it by the largest: falling scales break it.
+        low = info.data.get("min_guidance_scale")
+        if low is not None and value < low:
+            raise PydanticCustomError("guidance_falls", "must be at least min_guidance_scale ({low})", {"low": low})
+        return value

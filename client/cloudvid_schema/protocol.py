@@ -1,0 +1,184 @@
+"""The wire contract of both endpoints: requests, media types, headers, events and error bodies.
+
+An endpoint is TorchServe's `POST /predictions/{t2i|i2v}`. A request is answered with the file itself, or, where it
+says `Accept: application/x-ndjson`, with a stream of the events below, one JSON object a line.
+"""
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from cloudvid_schema.faults import Fault
+from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+MULTIPART = "multipart/form-data"
+PNG = "image/png"
+MP4 = "video/mp4"
+IMAGE_TYPES = (PNG, "image/jpeg", "image/webp")
+"""Media types of a picture that `i2v` takes."""
+
+SEED_HEADER = "CloudVid-Seed"
+MODEL_HEADER = "CloudVid-Model"
+"""Identity of the model: `id@revision`; a local directory's revision is a fingerprint of its files."""
+DIGEST_HEADER = "Content-Digest"
+"""`sha-256=:<base64>:` of the body (RFC 9530)."""
+TIMING_HEADER = "Server-Timing"
+"""Milliseconds of each phase: `denoise;dur=812.3, decode;dur=95.0, encode;dur=31.2`."""
+
+MAX_METADATA_BYTES = 8192
+"""Largest `metadata` object, as compact UTF-8 JSON."""
+MAX_IMAGE_BYTES = 32 * 2**20
+"""Largest picture file that `i2v` takes. TorchServe's `max_request_size` leaves room for its base64 form."""
+
+TINY_MODEL = "cloudvid-tiny"
+"""Model names that begin so have small random weights: what they make is noise."""
+
+
+class Stage(StrEnum):
+    """The two stages; the value is the endpoint's and the model archive's name."""
+
+    T2I = "t2i"
+    I2V = "i2v"
+
+
+MEDIA_TYPE = {Stage.T2I: PNG, Stage.I2V: MP4}
+"""What each stage answers with."""
+
+
+def _small(metadata: dict[str, Any]) -> dict[str, Any]:
+    try:
+        text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        size = len(text.encode())
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("metadata_json", "must be plain JSON of finite numbers and valid Unicode") from None
+    if size > MAX_METADATA_BYTES:
+        raise PydanticCustomError(
+            "metadata_size",
+            "must be at most {limit} bytes as JSON; this has {size} bytes",
+            {"limit": MAX_METADATA_BYTES, "size": size},
+        )
+    return metadata
+
+
+Metadata = Annotated[
+    dict[str, Any] | None,
+    AfterValidator(lambda value: None if value is None else _small(value)),
+    Field(description=f"A JSON object of at most {MAX_METADATA_BYTES} bytes, stored in the file beside the recipe."),
+]
+
+
+class TextToImageRequest(TextToImageParameters):
+    """Body of `POST /predictions/t2i`."""
+
+    metadata: Metadata = None
+
+
+class ImageToVideoRequest(ImageToVideoParameters):
+    """Body of `POST /predictions/i2v`, less the picture."""
+
+    metadata: Metadata = None
+
+
+Request = TextToImageRequest | ImageToVideoRequest
+
+
+class ParameterError(BaseModel):
+    """One parameter that was refused."""
+
+    parameter: str
+    message: str
+    input: Any = None
+
+
+class ErrorBody(BaseModel):
+    """Body of every answer that is not a file; TorchServe's own errors have its first three fields."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    code: int
+    type: str
+    message: str
+    errors: list[ParameterError] = []
+
+
+class RequestError(Exception):
+    """A request that a stage does not carry out, with the answer that says why.
+
+    Args:
+        code: HTTP status: 400 unreadable body, 413 too large, 415 media type, 422 parameters, 507 out of memory,
+            500 the stage failed.
+        type: machine-readable name of the kind, e.g. `InvalidParameters`.
+        message: for a person; never a traceback, never a path of the server.
+        faults: the parameters at fault.
+    """
+
+    def __init__(self, code: int, type: str, message: str, faults: list[Fault] | None = None) -> None:
+        super().__init__(message)
+        self.body = ErrorBody(
+            code=code,
+            type=type,
+            message=message,
+            errors=[ParameterError(parameter=f.place, message=f.message, input=f.input) for f in faults or []],
+        )
+
+    @classmethod
+    def invalid(cls, faults: list[Fault]) -> "RequestError":
+        """422: these parameters break their rules."""
+        return cls(422, "InvalidParameters", "; ".join(map(str, faults)), faults)
+
+    @classmethod
+    def unreadable(cls, message: str) -> "RequestError":
+        """400: the body cannot be read at all."""
+        return cls(400, "UnreadableBody", message)
+
+
+class Started(BaseModel):
+    """First event: the request was accepted and its model runs."""
+
+    event: Literal["started"] = "started"
+    stage: Stage
+    seed: int
+    model: str
+
+
+class Progress(BaseModel):
+    """A step of a phase is done."""
+
+    event: Literal["progress"] = "progress"
+    phase: Literal["denoise", "decode", "encode"]
+    step: int
+    steps: int
+
+
+class Result(BaseModel):
+    """Last event of a request that was carried out."""
+
+    event: Literal["result"] = "result"
+    media_type: str
+    size: int
+    """Bytes of the file."""
+    sha256: str
+    """Digest of the file, hexadecimal."""
+    seed: int
+    model: str
+    timings: dict[str, float]
+    """Milliseconds of each phase."""
+    recipe: dict[str, Any]
+    """What made the file: see the file's own metadata."""
+    data: str
+    """The file in base64."""
+
+
+class Failed(ErrorBody):
+    """Last event of a request that failed: the error body, as an event."""
+
+    event: Literal["error"] = "error"
+
+
+Event = Annotated[Started | Progress | Result | Failed, Field(discriminator="event")]
+"""One line of a progress stream. A stream that ends on neither a result nor an error has failed."""

@@ -1,0 +1,55 @@
+"""Builds the two model archives: `python deploy/archives.py MODEL_STORE`.
+
+An archive holds its handler, the adapter, `cloudvid_schema`, `cloudvid_stages` and its YAML, and needs nothing else of
+this repository at run time.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = (_ROOT / "client/cloudvid_schema", _ROOT / "handlers/cloudvid_stages")
+
+
+def build(stage: str, store: Path, version: str) -> Path:
+    """Write `STORE/STAGE.mar`, replacing one that is there only once the new one is whole."""
+    handlers = _ROOT / "handlers"
+    with tempfile.TemporaryDirectory(prefix="cloudvid-") as folder:
+        # The archiver flattens a package that it is given by name: it gets the folder that holds both instead.
+        extra, out = Path(folder, "extra"), Path(folder, "out")
+        out.mkdir()
+        for package in _PACKAGES:
+            shutil.copytree(package, extra / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(handlers / "stage_handler.py", extra)
+        # fmt: off
+        subprocess.run([
+            str(Path(sys.executable).with_name("torch-model-archiver")),
+            "--model-name", stage, "--version", version,
+            "--handler", str(handlers / f"{stage}_handler.py"), "--config-file", str(handlers / f"{stage}.yaml"),
+            "--extra-files", str(extra), "--export-path", str(out),
+        ], check=True)
+        # fmt: on
+        store.mkdir(parents=True, exist_ok=True)
+        half = store / f".{stage}.mar.half"
+        shutil.copy(out / f"{stage}.mar", half)
+        return half.replace(store / f"{stage}.mar")
+
+
+def main() -> None:
+    """Build both archives."""
+    parser = argparse.ArgumentParser(description="Build the two model archives.")
+    parser.add_argument("store", type=Path)
+    store = parser.parse_args().store
+    sys.path.insert(0, str(_ROOT / "client"))
+    from cloudvid_schema import __version__
+
+    for stage in ("t2i", "i2v"):
+        print(build(stage, store, __version__))
+
+
+if __name__ == "__main__":
+    main()

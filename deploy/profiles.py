@@ -1,0 +1,64 @@
+"""Which models a server starts with: the real ones, the tiny ones, or whatever a variable names.
+
+`CLOUDVID_T2I_MODEL` and `CLOUDVID_I2V_MODEL` choose a stage's model whatever the profile.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+_STAGES = ("t2i", "i2v")
+PROFILES = ("auto", "tiny", "real")
+
+
+class ModelsError(RuntimeError):
+    """The models cannot be had; the message says why."""
+
+
+def choose_models(profile: str) -> dict[str, str]:
+    """Have the models of a profile at hand, and the environment variables that name them.
+
+    Args:
+        profile: `real` fetches what the archives' YAML names, `tiny` makes small random ones, `auto` is `real`
+            where torch sees a CUDA GPU, else `tiny`.
+
+    Raises:
+        ModelsError: the weights cannot be fetched or made.
+    """
+    unnamed = [stage for stage in _STAGES if not os.environ.get(f"CLOUDVID_{stage.upper()}_MODEL")]
+    if profile == "auto" and unnamed:
+        profile = "real" if _has_gpu() else "tiny"
+        print(f"profile {profile}: torch sees {'a' if profile == 'real' else 'no'} CUDA GPU", flush=True)
+    named = {}
+    if profile == "tiny" and unnamed:
+        folder = _tiny_folder()
+        _run("cloudvid_stages.tiny", str(folder))
+        named = {f"CLOUDVID_{stage.upper()}_MODEL": str(folder / f"cloudvid-tiny-{stage}") for stage in unnamed}
+        print("the tiny models have random weights: what they make is noise (PROFILE=real takes real ones)", flush=True)
+    fetched = [stage for stage in _STAGES if stage not in unnamed or profile == "real"]
+    if fetched:
+        _run("cloudvid_stages.weights", *fetched, "--settings", str(_ROOT / "handlers"))
+    return named
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _tiny_folder() -> Path:
+    """Where the tiny models lie: a folder for each version of the code that makes them."""
+    source = (_ROOT / "handlers/cloudvid_stages/tiny.py").read_bytes()
+    return _ROOT / "models" / f"tiny-{hashlib.sha256(source).hexdigest()[:8]}"
+
+
+def _run(module: str, *arguments: str) -> None:
+    path = os.pathsep.join((str(_ROOT / "client"), str(_ROOT / "handlers")))
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-m", module, *arguments], env=environment, check=False)
+    if done.returncode != 0:
+        raise ModelsError(f"`python -m {module} {' '.join(arguments)}` failed")

@@ -1,0 +1,144 @@
+"""Runs one TorchServe with both archives: `python deploy/server.py serve|start|stop|with|java`."""
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from java import JavaError, java_home
+from profiles import PROFILES, ModelsError, choose_models
+from torchserve_process import Server, ServerError, free_port
+
+_ROOT = Path(__file__).resolve().parent.parent
+_RUN_DIR = _ROOT / ".run"
+
+
+@contextlib.contextmanager
+def _signals_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this program as Ctrl-C does, so that what it started is stopped."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {sign: signal.signal(sign, interrupt) for sign in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+
+
+@contextlib.contextmanager
+def running(server: Server, model_store: Path, foreground: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """A server for the time of the block; whatever ends the block ends the server."""
+    with _signals_as_interrupt():
+        try:
+            yield server.spawn(model_store, foreground)
+        finally:
+            for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not leave half of it
+                signal.signal(sign, signal.SIG_IGN)
+            server.stop()
+
+
+def _start(server: Server, model_store: Path) -> int:
+    process = server.spawn(model_store)
+    for _ in range(600):
+        if process.poll() is not None:
+            server.stop()
+            raise ServerError(server.last_words(process.returncode))
+        if server.listens():
+            break
+        time.sleep(0.1)
+    else:
+        server.stop()
+        raise ServerError(f"the server did not listen within 60 s; see {server.log}")
+    print(f"server on {server.url}, log {server.log} (models still load: `cloudvid wait` says when they are ready)")
+    return 0
+
+
+def _serve(server: Server, model_store: Path) -> int:
+    with running(server, model_store, foreground=True) as process:
+        return process.wait()
+
+
+def _with(server: Server, model_store: Path, command: list[str]) -> int:
+    """Run a client while the server runs; where the server ends by itself, so does the client."""
+    environment = os.environ | {
+        "CLOUDVID_SERVER": server.url,
+        "CLOUDVID_MANAGEMENT": f"http://127.0.0.1:{server.port + 1}",
+        "CLOUDVID_KEY_FILE": str(server.run_dir.resolve() / "key_file.json"),
+    }
+    environment.pop("CLOUDVID_TOKEN", None)
+    with running(server, model_store) as process:
+        client = subprocess.Popen(command, env=environment)
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return client.wait(timeout=0.5)
+                if process.poll() is not None:
+                    client.terminate()
+                    raise ServerError(server.last_words(process.returncode))
+        except KeyboardInterrupt:
+            # Ctrl-C reached the client too; a SIGTERM to this program alone did not.
+            client.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                client.wait(timeout=10)
+            client.kill()
+            return 130
+
+
+def _once(options: argparse.Namespace, port: int) -> int:
+    """`with`: a server in a folder of its own, which is left behind only where something failed."""
+    _RUN_DIR.mkdir(exist_ok=True, mode=0o700)
+    server = Server(Path(tempfile.mkdtemp(prefix="once-", dir=_RUN_DIR)), port)
+    code = 1
+    try:
+        code = _with(server, options.model_store, options.command)
+    finally:
+        if code == 0:
+            shutil.rmtree(server.run_dir)
+        else:
+            print(f"the server's log: {server.log}", file=sys.stderr)
+    return code
+
+
+def main() -> int:
+    """Carry out one command; the exit code is the server's or the client's."""
+    parser = argparse.ArgumentParser(description="Run TorchServe with both archives.")
+    parser.add_argument("action", choices=["serve", "start", "stop", "with", "java"])
+    parser.add_argument("--run-dir", type=Path, default=_RUN_DIR, help="for serve, start and stop")
+    parser.add_argument("--port", type=int, help="default 8080; for `with` a free one")
+    parser.add_argument("--profile", choices=PROFILES, default="auto", help="which models, where none is named")
+    parser.add_argument("--model-store", type=Path, default=_ROOT / "model_store")
+    parser.add_argument("command", nargs="*", help="for `with`: what to run while the server runs")
+    options = parser.parse_args()
+    try:
+        if options.action == "java":
+            print(java_home())
+            return 0
+        if options.action == "stop":
+            print("stopped" if Server(options.run_dir.absolute(), 0).stop() else "no server was running")
+            return 0
+        os.environ.update(choose_models(options.profile))
+        port = options.port or (free_port() if options.action == "with" else 8080)
+        if options.action == "with":
+            return _once(options, port)
+        server = Server(options.run_dir.absolute(), port)
+        return (_start if options.action == "start" else _serve)(server, options.model_store)
+    except (ServerError, JavaError, ModelsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

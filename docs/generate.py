@@ -1,0 +1,218 @@
+"""Writes what is derived from the schema: README's tables, the scene file's JSON Schema, the OpenAPI description.
+
+`python docs/generate.py` writes the files; with `--check` it changes nothing and fails where one is out of date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from cloudvid.scenes import Scene
+from cloudvid_schema import __version__
+from cloudvid_schema.bodies import ACCEPTED
+from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
+from cloudvid_schema.protocol import (
+    DIGEST_HEADER,
+    IMAGE_TYPES,
+    JSON,
+    MEDIA_TYPE,
+    MODEL_HEADER,
+    MULTIPART,
+    NDJSON,
+    SEED_HEADER,
+    TIMING_HEADER,
+    ErrorBody,
+    Failed,
+    ImageToVideoRequest,
+    Progress,
+    Result,
+    Stage,
+    Started,
+    TextToImageRequest,
+)
+
+_ROOT = Path(__file__).resolve().parent.parent
+_ERRORS = {
+    400: "The body cannot be read, or (type `InvalidKeyException`) the token is missing, wrong or expired.",
+    413: "The picture, or the whole request (then with an empty body), is too large.",
+    415: "The endpoint does not read this Content-Type.",
+    422: "Parameters or the picture break their rules; `errors` names each.",
+    500: "The stage failed, or its worker died.",
+    503: "The queue is full, or the stage has no worker.",
+    507: "Out of memory.",
+}
+
+
+def _range(schema: dict[str, Any]) -> str:
+    options = schema.get("anyOf", [schema])
+    value = next(option for option in options if option.get("type") != "null")
+    if "enum" in value:
+        return ", ".join(f"`{choice}`" for choice in value["enum"])
+    if value["type"] == "string":
+        return f"{value.get('minLength', 0)} to {value['maxLength']}"
+    text = f"{value['minimum']:g} to {value['maximum']}" if value["type"] == "integer" else ""
+    text = text or f"{value['minimum']:g} to {value['maximum']:g}"
+    return text + (f", multiple of {value['multipleOf']}" if "multipleOf" in value else "")
+
+
+def parameter_table(model: type[BaseModel]) -> str:
+    """A model's fields as a Markdown table."""
+    schema = model.model_json_schema()
+    rows = ["| parameter | range | unit | default | meaning |", "|---|---|---|---|---|"]
+    names = sorted(schema["properties"], key=lambda name: name not in schema.get("required", []))
+    for name in names:
+        field = schema["properties"][name]
+        default = "required" if name in schema.get("required", []) else f"`{json.dumps(field.get('default'))}`"
+        default = "" if default == "`null`" else default
+        rows.append(f"| `{name}` | {_range(field)} | {field.get('unit', '')} | {default} | {field['description']} |")
+    return "\n".join(rows)
+
+
+def scene_schema() -> dict[str, Any]:
+    """JSON Schema of a scene file."""
+    scene = Scene.model_json_schema()
+    definitions = scene.pop("$defs")
+    definitions["Scene"] = scene
+    scenes = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Scene"}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "CloudVid scene file",
+        "anyOf": [
+            scenes,
+            {
+                "type": "object",
+                "properties": {"$schema": {"type": "string"}, "scenes": scenes},
+                "required": ["scenes"],
+                "additionalProperties": False,
+            },
+        ],
+        "$defs": definitions,
+    }
+
+
+def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]) -> dict[str, Any]:
+    def header(text: str) -> dict[str, Any]:
+        return {"description": text, "required": True, "schema": {"type": "string"}}
+
+    file = {
+        "description": "The file, or the events of a request with `Accept: application/x-ndjson`.",
+        "headers": {
+            SEED_HEADER: header("The seed in force. (With a file; an event stream has it in its first event.)"),
+            MODEL_HEADER: header("Identity of the model, `id@revision`."),
+            DIGEST_HEADER: header("`sha-256=:<base64>:` of the body (RFC 9530)."),
+            TIMING_HEADER: header("Milliseconds of denoise, decode, encode."),
+        },
+        "content": {
+            MEDIA_TYPE[stage]: {"schema": {"type": "string", "format": "binary"}},
+            NDJSON: {"schema": {"$ref": "#/components/schemas/Event"}},
+        },
+    }
+    for value in file["headers"].values():  # type: ignore[attr-defined]
+        value["required"] = False  # an event stream has none of them
+    error = {JSON: {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    return {
+        "tags": [stage],
+        "parameters": query,
+        "requestBody": {"required": True, "content": bodies},
+        "responses": {"200": file}
+        | {str(code): {"description": text, "content": error} for code, text in _ERRORS.items()},
+    }
+
+
+def openapi() -> dict[str, Any]:
+    """OpenAPI description of both endpoints."""
+    models = (TextToImageRequest, ImageToVideoRequest, ErrorBody, Started, Progress, Result, Failed)
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+    )
+    schemas: dict[str, Any] = definitions["$defs"]
+    events = [{"$ref": f"#/components/schemas/{name}"} for name in ("Started", "Progress", "Result", "Failed")]
+    schemas["Event"] = {"description": "One line of an event stream.", "oneOf": events}
+    i2v = schemas["ImageToVideoRequest"]
+    i2v_properties = i2v["properties"]
+    picture = {"type": "string", "description": "The picture."}
+    json_body = {
+        **i2v,
+        "properties": {"image": picture | {"contentEncoding": "base64"}, **i2v_properties},
+        "required": ["image"],
+    }
+    parameters = {"$ref": "#/components/schemas/ImageToVideoRequest"}
+    form = {
+        "type": "object",
+        "properties": {"image": picture | {"format": "binary"}, "parameters": parameters, **i2v_properties},
+        "required": ["image"],
+        "additionalProperties": False,
+    }
+    query = [
+        {"name": name, "in": "query", "schema": field, "description": field["description"]}
+        for name, field in i2v_properties.items()
+        if name != "metadata"
+    ]
+    model_name = {"name": "model_name", "in": "query", "required": True, "schema": {"const": "i2v"}}
+    raw = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES}
+    t2i_body = {kind: {"schema": {"$ref": "#/components/schemas/TextToImageRequest"}} for kind in ACCEPTED[Stage.T2I]}
+    i2v_body = {JSON: {"schema": json_body}, MULTIPART: {"schema": form}}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "CloudVid endpoints",
+            "version": __version__,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "description": "TorchServe's prediction API of the model archives t2i and i2v.",
+        },
+        "servers": [{"url": "http://127.0.0.1:8080"}],
+        "security": [{"token": []}],
+        "paths": {
+            "/predictions/t2i": {"post": {"summary": "A picture of a prompt", **_operation(Stage.T2I, t2i_body, [])}},
+            "/predictions/i2v": {"post": {"summary": "A clip of a picture", **_operation(Stage.I2V, i2v_body, [])}},
+            "/invocations": {
+                "post": {
+                    "summary": "A clip of a picture sent alone, parameters in the query "
+                    "(TorchServe drops the query of /predictions)",
+                    **_operation(Stage.I2V, raw, [model_name, *query]),
+                }
+            },
+        },
+        "components": {"schemas": schemas, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def outputs() -> dict[Path, str]:
+    """Every generated file and its text."""
+    readme = (_ROOT / "README.md").read_text()
+    for name, model in (("t2i", TextToImageParameters), ("i2v", ImageToVideoParameters)):
+        begin, end = f"<!-- {name} parameters: written by docs/generate.py -->", f"<!-- end of {name} parameters -->"
+        pattern = re.escape(begin) + ".*?" + re.escape(end)
+        if not re.search(pattern, readme, re.DOTALL):
+            raise SystemExit(f"README.md has no place for the {name} parameters")
+        table = f"{begin}\n\n{parameter_table(model)}\n\n{end}"
+        readme = re.sub(pattern, lambda _, text=table: text, readme, flags=re.DOTALL)  # type: ignore[misc]
+    return {
+        _ROOT / "README.md": readme,
+        _ROOT / "docs/scene-file.schema.json": json.dumps(scene_schema(), indent=2) + "\n",
+        _ROOT / "docs/openapi.json": json.dumps(openapi(), indent=2) + "\n",
+    }
+
+
+def main() -> int:
+    """Write the files, or with `--check` compare them."""
+    parser = argparse.ArgumentParser(description="Write what is derived from the schema.")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail where a file is out of date")
+    check = parser.parse_args().check
+    stale = [path for path, text in outputs().items() if not path.is_file() or path.read_text() != text]
+    for path in stale:
+        if check:
+            print(f"{path.relative_to(_ROOT)} is out of date; `python docs/generate.py` writes it", file=sys.stderr)
+        else:
+            path.write_text(outputs()[path])
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The two stages on torch and diffusers. Nothing here knows a server."""

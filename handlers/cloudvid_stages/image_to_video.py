@@ -1,0 +1,107 @@
+"""Image to video: `StableVideoDiffusionPipeline` from a picture file to an MP4 file."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from diffusers import StableVideoDiffusionPipeline
+
+from cloudvid_schema.protocol import MP4, ImageToVideoRequest, Stage
+from cloudvid_stages import media
+from cloudvid_stages.pictures import clip_size, fit_picture, open_picture
+from cloudvid_stages.recipe import digest_of, make_recipe
+from cloudvid_stages.settings import StageSettings, read_settings
+from cloudvid_stages.stage import OnStart, OnStep, Output, Stopwatch, device_name, draw_seed, generator, load_pipeline
+
+
+class ImageToVideo:
+    """A loaded image-to-video model."""
+
+    stage: ClassVar[Stage] = Stage.I2V
+
+    def __init__(self, pipeline: StableVideoDiffusionPipeline, identity: str, settings: StageSettings) -> None:
+        self._pipeline = pipeline
+        self._settings = settings
+        self.identity = identity
+
+    @classmethod
+    def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> Self:
+        """Load the model that the settings name.
+
+        Args:
+            section: the `handler:` section of the archive's YAML.
+            gpu_id: the GPU that the server dealt this worker, if any.
+
+        Raises:
+            SettingsError: a setting is wrong or the model cannot be used.
+        """
+        settings = read_settings(cls.stage, section)
+        pipeline, checkpoint, _ = load_pipeline(StableVideoDiffusionPipeline, settings, device_name(gpu_id))
+        return cls(pipeline, checkpoint.identity, settings)
+
+    @torch.inference_mode()
+    def run(self, request: ImageToVideoRequest, picture: bytes, on_start: OnStart, on_step: OnStep) -> Output:
+        """Make one clip.
+
+        Args:
+            request: a validated request.
+            picture: a PNG, JPEG or WebP file.
+            on_start: told the seed and the model before the first step.
+            on_step: told of every step.
+
+        Raises:
+            RequestError: 422, the picture cannot be read or its size cannot be animated.
+        """
+        image = open_picture(picture)
+        width, height = clip_size(image.size, request.width, request.height)
+        num_frames = request.num_frames or self._pipeline.unet.config.num_frames
+        chunk = request.decode_chunk_size or self._settings.decode_chunk_size
+        seed = draw_seed() if request.seed is None else request.seed
+        on_start(seed, self.identity)
+        watch = Stopwatch(on_step)
+        chunks, decoded = -(-num_frames // chunk), 0
+
+        def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            watch.step("denoise", step + 1, pipeline.num_timesteps)
+            return tensors
+
+        def after_chunk(*_: object) -> None:
+            nonlocal decoded
+            decoded += 1
+            watch.step("decode", decoded, chunks)
+
+        hook = self._pipeline.vae.decoder.register_forward_hook(after_chunk)
+        try:
+            frames = self._pipeline(
+                fit_picture(image, width, height, request.fit),
+                width=width,
+                height=height,
+                num_frames=num_frames,
+                num_inference_steps=request.num_inference_steps,
+                min_guidance_scale=request.min_guidance_scale,
+                max_guidance_scale=request.max_guidance_scale,
+                fps=request.fps,
+                motion_bucket_id=request.motion_bucket_id,
+                noise_aug_strength=request.noise_aug_strength,
+                decode_chunk_size=chunk,
+                generator=generator(seed),
+                output_type="np",
+                callback_on_step_end=after_step,
+            ).frames[0]
+        finally:
+            hook.remove()
+        pixels = (frames * 255).round().astype(np.uint8)
+        parameters = request.model_dump(exclude={"metadata"}) | {
+            "width": width,
+            "height": height,
+            "num_frames": num_frames,
+            "decode_chunk_size": chunk,
+            "seed": seed,
+        }
+        recipe = make_recipe(self.stage, parameters, self.identity, request.metadata)
+        recipe["picture"] = {"sha256": digest_of(picture), "width": image.width, "height": image.height}
+        recipe["frames_sha256"] = digest_of(pixels)
+        data = media.mp4_bytes(pixels, request.fps, recipe)
+        watch.step("encode", 1, 1)
+        return Output(data, MP4, seed, watch.timings, recipe)

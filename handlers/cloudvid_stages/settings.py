@@ -1,0 +1,62 @@
+"""What an operator chooses for a stage: the `handler:` section of its YAML, then the environment.
+
+Each setting can be overridden at start by `CLOUDVID_<STAGE>_<SETTING>`, e.g. `CLOUDVID_T2I_MODEL=/models/sd15`.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cloudvid_schema.faults import faults_of
+from cloudvid_schema.protocol import Stage
+
+
+class SettingsError(RuntimeError):
+    """A setting is wrong, or names a model that cannot be used; the message says which and what to do."""
+
+
+class StageSettings(BaseModel):
+    """Settings of one stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    model: str = Field(min_length=1)
+    """A Hub id, or a directory in diffusers' layout."""
+    mirrors: tuple[str, ...] = ()
+    """Hub ids to try where `model` is not to be had."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; of a directory it is ignored."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Precision of the weights and the computation. auto: fp16 on a GPU, fp32 on a CPU."""
+    decode_chunk_size: int = Field(8, ge=1, le=128)
+    """Frames that the image-to-video stage decodes at once where the request does not say."""
+
+
+def read_settings(
+    stage: Stage, section: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> StageSettings:
+    """The settings in force.
+
+    Args:
+        stage: whose settings.
+        section: the `handler:` section of the archive's YAML.
+        environment: where overrides are looked for.
+
+    Raises:
+        SettingsError: a value breaks its rule or a name is not known.
+    """
+    values = dict(section)
+    prefix = f"CLOUDVID_{stage.upper()}_"
+    for name in StageSettings.model_fields:
+        text = environment.get(prefix + name.upper(), "")
+        if text:
+            values[name] = text.split(",") if name == "mirrors" else text
+            if name == "model":
+                values["mirrors"] = ()  # the YAML's mirrors are those of the YAML's model
+    try:
+        return StageSettings.model_validate(values)
+    except ValidationError as error:
+        found = "; ".join(map(str, faults_of(error, StageSettings)))
+        raise SettingsError(f"{stage} settings (handler: in {stage}.yaml, or {prefix}*): {found}") from None

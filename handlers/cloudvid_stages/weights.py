@@ -1,0 +1,144 @@
+"""Where a stage's weights lie: a local directory, or the Hub's cache. Fetching them is a step of its own.
+
+    python -m cloudvid_stages.weights t2i i2v
+
+fetches what the settings name. A stage itself never downloads: a worker that starts must not depend on a network.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import struct
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from cloudvid_schema.protocol import Stage
+from cloudvid_stages.settings import SettingsError, StageSettings, read_settings
+
+_FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.model"]
+_FP16 = re.compile(r"\.fp16(-\d+-of-\d+)?\.safetensors$")
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on this machine."""
+
+    path: Path
+    """A directory in diffusers' layout."""
+    identity: str
+    """`id@commit` of a Hub model, `name@fingerprint` of a directory."""
+
+    @property
+    def has_fp16_variant(self) -> bool:
+        """Whether files of diffusers' `fp16` variant are there."""
+        return any(_FP16.search(file.name) for file in self.path.glob("*/*.safetensors"))
+
+    def check_class(self, wanted: str) -> None:
+        """Refuse a checkpoint of another pipeline class.
+
+        Raises:
+            SettingsError: not a diffusers directory, or another class; the message names both.
+        """
+        index = self.path / "model_index.json"
+        try:
+            found = json.loads(index.read_text())["_class_name"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise SettingsError(f"{self.identity}: no readable model_index.json; a diffusers model has one") from None
+        if found != wanted:
+            raise SettingsError(f"{self.identity} is a {found} checkpoint; this stage needs a {wanted}")
+
+
+def find(settings: StageSettings) -> Checkpoint:
+    """The model that the settings name, or its first mirror, without touching the network.
+
+    Raises:
+        SettingsError: it is not on this machine; the message names the command that fetches it.
+    """
+    directory = Path(settings.model).expanduser()
+    if directory.is_dir():
+        directory = directory.resolve()
+        return Checkpoint(directory, f"{directory.name}@{fingerprint(directory)}")
+    if settings.model.startswith((".", "/", "~")):
+        raise SettingsError(f"model directory {settings.model} is not there")
+    for name in (settings.model, *settings.mirrors):
+        try:
+            return _checkpoint(name, snapshot_download(name, revision=settings.revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            continue
+        except ValueError as error:
+            raise SettingsError(f"model {name!r} is neither a directory nor a Hub id: {error}") from None
+    raise SettingsError(f"{settings.model} is not in the Hub cache; `make weights` fetches it")
+
+
+def fetch(settings: StageSettings) -> Checkpoint:
+    """Download the model that the settings name, or else its first mirror that can be had, into the Hub's cache.
+
+    Raises:
+        SettingsError: none could be had; the message gives each one's reason.
+    """
+    if Path(settings.model).expanduser().is_dir():
+        return find(settings)
+    reasons = []
+    for name in (settings.model, *settings.mirrors):
+        try:
+            return _checkpoint(name, snapshot_download(name, revision=settings.revision, allow_patterns=_FILES))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            reasons.append(f"{name}: {str(error).strip().splitlines()[0]}")
+    raise SettingsError("no weights: " + "; ".join(reasons))
+
+
+def _checkpoint(name: str, snapshot: str) -> Checkpoint:
+    return Checkpoint(Path(snapshot), f"{name}@{Path(snapshot).name}")
+
+
+def fingerprint(directory: Path) -> str:
+    """12 hex digits that tell one model directory's contents from another's.
+
+    It covers every configuration file, and of each safetensors file the size, the header (names, shapes, types)
+    and 64 samples of 4 KiB spread over the weights: milliseconds where hashing gigabytes takes seconds, and any
+    training step moves all weights.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(p for p in directory.rglob("*") if p.suffix in (".json", ".txt", ".model", ".safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(directory).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if file.suffix != ".safetensors" or size < _SAMPLES * _SAMPLE_BYTES:
+                digest.update(stream.read())
+                continue
+            header = struct.unpack("<Q", stream.read(8))[0]
+            digest.update(stream.read(min(header, size)))
+            for sample in range(_SAMPLES):
+                stream.seek(8 + header + (size - 8 - header - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:12]
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Fetch the weights of the stages named on the command line."""
+    parser = argparse.ArgumentParser(description="Fetch the weights of the named stages into the Hub's cache.")
+    parser.add_argument("stages", nargs="+", type=Stage, metavar="t2i|i2v")
+    parser.add_argument("--settings", type=Path, default=Path("handlers"), help="folder of t2i.yaml and i2v.yaml")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    for stage in options.stages:
+        section: dict[str, Any] = yaml.safe_load((options.settings / f"{stage}.yaml").read_text())["handler"]
+        try:
+            checkpoint = fetch(read_settings(stage, section))
+        except SettingsError as error:
+            print(f"{stage}: {error}", file=sys.stderr)
+            return 1
+        print(f"{stage}: {checkpoint.identity}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

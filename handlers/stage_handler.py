@@ -1,0 +1,206 @@
+"""The TorchServe adapter, and the only file that knows TorchServe.
+
+A handler reads TorchServe's rows into a `Body`, lets its stage run it, and writes file, headers, events or error body
+back. Errors are answered per request: TorchServe turns a raised exception into a 503 without its text, for the whole
+batch. Nothing of a request is printed: TorchServe obeys worker output that looks like `[PID]` or `[METRICS]`.
+"""
+
+import base64
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar, Protocol, Self
+
+from ts.context import Context
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+from cloudvid_schema import bodies
+from cloudvid_schema.protocol import (
+    DIGEST_HEADER,
+    IMAGE_TYPES,
+    JSON,
+    MODEL_HEADER,
+    MULTIPART,
+    NDJSON,
+    SEED_HEADER,
+    TIMING_HEADER,
+    ErrorBody,
+    Failed,
+    Progress,
+    RequestError,
+    Result,
+    Stage,
+    Started,
+)
+
+logger = logging.getLogger(__name__)
+Row = Mapping[str, bytes | bytearray]
+
+
+class StageOutput(Protocol):
+    """A finished file, as a stage hands it back."""
+
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def media_type(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def timings(self) -> dict[str, float]: ...
+    @property
+    def recipe(self) -> dict[str, Any]: ...
+
+
+class LoadedStage(Protocol):
+    """What a handler needs of a stage."""
+
+    stage: ClassVar[Stage]
+
+    @property
+    def identity(self) -> str: ...
+
+    @classmethod
+    def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> Self: ...
+
+    def run(
+        self,
+        request: Any,
+        picture: Any,
+        on_start: Callable[[int, str], None],
+        on_step: Callable[[Any, int, int], None],
+    ) -> StageOutput: ...
+
+
+class StageHandler:
+    """Serves one stage; a subclass names it."""
+
+    stage_class: ClassVar[type[LoadedStage]]
+
+    def initialize(self, context: Context) -> None:
+        """Load the stage's model. Called once a worker, before its first request."""
+        # Bodies arrive as the bytes that were sent: TorchServe's own decoding accepts duplicate keys and logs failures.
+        os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
+        section = (context.model_yaml_config or {}).get("handler", {})
+        self._loaded = self.stage_class.load(section, context.system_properties.get("gpu_id"))
+        logger.info("%s is loaded: %s", self.stage_class.stage, self._loaded.identity)
+
+    def handle(self, rows: list[Row], context: Context) -> list[bytes]:
+        """Answer a batch of requests, each on its own."""
+        return [self._answer(row, context, index) for index, row in enumerate(rows)]
+
+    def _answer(self, row: Row, context: Context, index: int) -> bytes:
+        headers = _headers(context, index)
+        streams = NDJSON in headers.get("accept", "")
+        stream = _EventStream(context, index) if streams else None
+        try:
+            request, picture = bodies.read(self.stage_class.stage, _body(self.stage_class.stage, row, headers))
+            output = self._loaded.run(
+                request,
+                picture,
+                on_start=stream.started(self.stage_class.stage) if stream else _ignore,
+                on_step=stream.progress if stream else _ignore,
+            )
+        except Exception as error:  # the boundary: whatever happens in a request becomes its answer
+            return _failure(_error_body(error), stream, context, index)
+        digest = hashlib.sha256(output.data)
+        if stream:
+            return stream.last(
+                Result(
+                    media_type=output.media_type,
+                    size=len(output.data),
+                    sha256=digest.hexdigest(),
+                    seed=output.seed,
+                    model=self._loaded.identity,
+                    timings=output.timings,
+                    recipe=output.recipe,
+                    data=base64.b64encode(output.data).decode(),
+                )
+            )
+        context.set_response_content_type(index, output.media_type)
+        context.set_response_header(index, SEED_HEADER, str(output.seed))
+        context.set_response_header(index, MODEL_HEADER, self._loaded.identity)
+        context.set_response_header(index, DIGEST_HEADER, f"sha-256=:{base64.b64encode(digest.digest()).decode()}:")
+        timing = ", ".join(f"{phase};dur={milliseconds:.1f}" for phase, milliseconds in output.timings.items())
+        context.set_response_header(index, TIMING_HEADER, timing)
+        return output.data
+
+
+class _EventStream:
+    """The NDJSON answer of one request. Its status goes out with the first line, so a later error is an event."""
+
+    def __init__(self, context: Context, index: int) -> None:
+        self._context = context
+        self._index = index
+        self.has_begun = False
+
+    def started(self, stage: Stage) -> Callable[[int, str], None]:
+        return lambda seed, model: self._send(Started(stage=stage, seed=seed, model=model))
+
+    def progress(self, phase: Any, step: int, steps: int) -> None:
+        self._send(Progress(phase=phase, step=step, steps=steps))
+
+    def last(self, event: Result | Failed) -> bytes:
+        self._context.set_response_content_type(self._index, NDJSON)
+        return _line(event)
+
+    def _send(self, event: Started | Progress) -> None:
+        self._context.set_response_content_type(self._index, NDJSON)
+        self.has_begun = True
+        request_ids = {self._index: self._context.get_request_id(self._index)}
+        send_intermediate_predict_response({self._index: _line(event)}, request_ids, "stream", 200, self._context)
+
+
+def _line(event: Started | Progress | Result | Failed) -> bytes:
+    return event.model_dump_json().encode() + b"\n"
+
+
+def _ignore(*_: object) -> None:
+    """Nobody listens."""
+
+
+def _headers(context: Context, index: int) -> dict[str, str]:
+    """The request's headers by lower-case name; TorchServe keeps the sender's case and mixes in those of form parts."""
+    return {
+        name.lower(): value for name, value in context.get_all_request_header(index).items() if isinstance(value, str)
+    }
+
+
+def _body(stage: Stage, row: Row, headers: Mapping[str, str]) -> bodies.Body:
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    fields = {name: bytes(value) for name, value in row.items()}
+    # TorchServe passes a query on at /invocations, with model_name in it, and drops it at /predictions without a word.
+    has_query = fields.get("model_name") == stage.encode()
+    if has_query:
+        del fields["model_name"]
+    elif content_type in IMAGE_TYPES:
+        raise RequestError(
+            400,
+            "QueryNotPassedOn",
+            "TorchServe drops the query string of /predictions, and with it the parameters of a picture sent alone; "
+            f"send it to /invocations?model_name={stage}&... or as multipart/form-data",
+        )
+    content = b"" if content_type == MULTIPART else fields.pop("body", b"")
+    return bodies.Body(content_type, fields, content)
+
+
+def _error_body(error: Exception) -> ErrorBody:
+    """The answer to an error; one that is no fault of the request is logged with its traceback."""
+    if isinstance(error, RequestError):
+        return error.body
+    logger.error("the request failed", exc_info=error)
+    if isinstance(error, MemoryError):
+        return RequestError(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames").body
+    return RequestError(
+        500, "StageFailed", f"the stage failed ({type(error).__name__}); the worker's log says why"
+    ).body
+
+
+def _failure(body: ErrorBody, stream: _EventStream | None, context: Context, index: int) -> bytes:
+    if stream and stream.has_begun:
+        return stream.last(Failed(**body.model_dump()))
+    context.set_response_status(body.code, HTTPStatus(body.code).phrase, index)
+    context.set_response_content_type(index, JSON)
+    return body.model_dump_json().encode()
