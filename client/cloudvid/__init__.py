@@ -8,8 +8,9 @@ picture.save("lighthouse.png")
 client.image_to_video(picture.data, fps=6).save("lighthouse.mp4")
 """
 
+from cloudvid.answers import Generated
 from cloudvid.batch import FileWritten, SceneFailed, render
-from cloudvid.client import Client, Generated, Readiness
+from cloudvid.client import Client, Readiness
 from cloudvid.errors import (
     BrokenAnswer,
     Busy,

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloudvid.client import Client, Generated
+from cloudvid.answers import Generated
+from cloudvid.client import Client
 from cloudvid.errors import StageError
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import Stage

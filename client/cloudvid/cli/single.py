@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from cloudvid.answers import Generated
 from cloudvid.cli.options import takes_client, takes_parameters
-from cloudvid.client import Client, Generated
+from cloudvid.client import Client
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
