@@ -34,9 +34,10 @@ def choose_models(profile: str) -> dict[str, str]:
         print(f"profile {profile}: torch sees {'a' if profile == 'real' else 'no'} CUDA GPU", flush=True)
     named = {}
     if profile == "tiny" and unnamed:
-        folder = _tiny_folder()
-        _run("cloudvid_stages.tiny", str(folder))
-        named = {f"CLOUDVID_{stage.upper()}_MODEL": str(folder / f"cloudvid-tiny-{stage}") for stage in unnamed}
+        folders = {stage: _tiny_folder() / f"cloudvid-tiny-{stage}" for stage in _STAGES}
+        if not all(folder.is_dir() for folder in folders.values()):
+            _run("cloudvid_stages.tiny", str(_tiny_folder()))
+        named = {f"CLOUDVID_{stage.upper()}_MODEL": str(folders[stage]) for stage in unnamed}
         print("the tiny models have random weights: what they make is noise (PROFILE=real takes real ones)", flush=True)
     fetched = [stage for stage in _STAGES if stage not in unnamed or profile == "real"]
     if fetched:
@@ -58,7 +59,7 @@ def _tiny_folder() -> Path:
 
 def _run(module: str, *arguments: str) -> None:
     path = os.pathsep.join((str(_ROOT / "client"), str(_ROOT / "handlers")))
-    environment = os.environ | {"PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": path, "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run([sys.executable, "-m", module, *arguments], env=environment, check=False)
     if done.returncode != 0:
         raise ModelsError(f"`python -m {module} {' '.join(arguments)}` failed")

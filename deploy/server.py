@@ -95,15 +95,15 @@ def _with(server: Server, model_store: Path, command: list[str]) -> int:
             return 130
 
 
-def _once(options: argparse.Namespace, port: int) -> int:
+def _once(port: int, model_store: Path, client: list[str]) -> int:
     """`with`: a server in a folder of its own, which is left behind only where something failed."""
     _RUN_DIR.mkdir(exist_ok=True, mode=0o700)
     server = Server(Path(tempfile.mkdtemp(prefix="once-", dir=_RUN_DIR)), port)
     code = 1
     try:
-        code = _with(server, options.model_store, options.command)
+        code = _with(server, model_store, client)
     finally:
-        if code == 0:
+        if code in (0, 130):
             shutil.rmtree(server.run_dir)
         else:
             print(f"the server's log: {server.log}", file=sys.stderr)
@@ -118,8 +118,11 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="default 8080; for `with` a free one")
     parser.add_argument("--profile", choices=PROFILES, default="auto", help="which models, where none is named")
     parser.add_argument("--model-store", type=Path, default=_ROOT / "model_store")
-    parser.add_argument("command", nargs="*", help="for `with`: what to run while the server runs")
-    options = parser.parse_args()
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:cut])
+    client = sys.argv[cut + 1 :]
+    if bool(client) != (options.action == "with"):
+        parser.error("`with` takes `-- COMMAND`, what to run while the server runs; the other actions do not")
     try:
         if options.action == "java":
             print(java_home())
@@ -130,7 +133,7 @@ def main() -> int:
         os.environ.update(choose_models(options.profile))
         port = options.port or (free_port() if options.action == "with" else 8080)
         if options.action == "with":
-            return _once(options, port)
+            return _once(port, options.model_store, client)
         server = Server(options.run_dir.absolute(), port)
         return (_start if options.action == "start" else _serve)(server, options.model_store)
     except (ServerError, JavaError, ModelsError) as error:

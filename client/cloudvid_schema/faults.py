@@ -53,7 +53,8 @@ class Fault:
     @property
     def input(self) -> object:
         """The value as an error body shows it: itself where it is a short plain value, else the start of its JSON."""
-        plain = self.value is None or isinstance(self.value, bool | str) or type(self.value) in (int, float)
+        plain = self.value is None or type(self.value) in (bool, int, float)
+        plain = plain or (isinstance(self.value, str) and self.value.isprintable())  # not a lone surrogate, say
         text = shorten(self.value)
         finite = not isinstance(self.value, float) or math.isfinite(self.value)
         return self.value if plain and finite and not text.endswith("characters)") else text

@@ -24,6 +24,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNetSpatioTemporalConditionModel,
 )
+from diffusers.utils.logging import disable_progress_bar
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
@@ -32,6 +33,7 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+from transformers.utils.logging import disable_progress_bar as disable_other_progress_bar
 
 from cloudvid_schema.protocol import TINY_MODEL, Stage
 
@@ -186,6 +188,8 @@ def main() -> int:
     """Write both pipelines to the directory named on the command line."""
     parser = argparse.ArgumentParser(description="Make the tiny pipelines.")
     parser.add_argument("directory", type=Path)
+    disable_progress_bar()
+    disable_other_progress_bar()
     for stage, path in write(parser.parse_args().directory).items():
         print(f"{stage}: {path}")
     return 0

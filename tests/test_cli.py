@@ -1,0 +1,165 @@
+"""The command line: what is printed, what is written, and the exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from fake_server import Answer, error, fake_server
+from movies import read_mp4
+from PIL import Image
+from test_client import closed_port, file_answer, workers
+
+SCENES = [
+    {
+        "id": f"scene_{index}",
+        "scene_desc": f"picture {index}",
+        "t2i_params": {"width": 128, "height": 64, "num_inference_steps": 2, "guidance_scale": index * 2.0},
+        "i2v_params": {"num_frames": 2 + index, "num_inference_steps": 1, "fps": 5 + index},
+    }
+    for index in range(2)
+]
+
+
+def cloudvid(*arguments, cwd, environment=None):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDVID_")}
+    command = [sys.executable, "-m", "cloudvid.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=clean | (environment or {}), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def scene_file(tmp_path):
+    path = tmp_path / "scenes.json"
+    path.write_text(json.dumps(SCENES))
+    return path
+
+
+def test_run_writes_a_picture_and_a_clip_for_each_scene(server, scene_file, tmp_path):
+    done = cloudvid("run", scene_file, "--output-dir", "out", cwd=tmp_path, environment=server.environment)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 scenes done, in out" in done.stdout
+    assert "random weights" in done.stdout
+    for index in range(2):
+        with Image.open(tmp_path / f"out/scene_{index}_base_image.png") as image:
+            assert image.size == (128, 64)
+        frames, fps, _ = read_mp4(tmp_path / f"out/scene_{index}_video.mp4")
+        assert (frames.shape, fps) == ((2 + index, 64, 128, 3), 5 + index)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"scene_{index}_{kind}" for index in range(2) for kind in ("base_image.png", "video.mp4")
+    )
+
+
+def test_run_takes_the_older_spelling(server, scene_file, tmp_path):
+    done = cloudvid(
+        "run", "--json_file", scene_file, "--output_dir", "out", cwd=tmp_path, environment=server.environment
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_image_and_video_take_the_schemas_parameters_as_flags(server, tmp_path):
+    done = cloudvid(
+        "image", "a cat", "-o", "a.png", "--width", 64, "--height", 64, "--num-inference-steps", 1, "--seed", 3,
+        cwd=tmp_path, environment=server.environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "a.png" in done.stdout
+    assert "seed 3" in done.stdout
+    done = cloudvid(
+        "video", "a.png", "-o", "a.mp4", "--num-frames", 3, "--num-inference-steps", 1, "--fit", "pad",
+        cwd=tmp_path, environment=server.environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(read_mp4(tmp_path / "a.mp4")[0]) == 3
+
+
+def test_wait_says_that_both_stages_are_ready(server, tmp_path):
+    done = cloudvid("wait", "--timeout", 30, cwd=tmp_path, environment=server.environment)
+    assert (done.returncode, done.stdout) == (0, "both stages are ready\n")
+
+
+def test_a_wrong_token_is_one_line_and_exit_code_3(server, scene_file, tmp_path):
+    done = cloudvid("run", scene_file, "--server", server.url, "--token", "wrong", cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"error: {server.url}/ping refuses the token given: Token Authorization failed")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_key_file_of_a_server_started_here_is_found(server, tmp_path):
+    (tmp_path / ".run").symlink_to(server.process.run_dir)
+    assert cloudvid("wait", "--server", server.url, "--timeout", 5, cwd=tmp_path).returncode == 0
+
+
+def test_a_server_that_is_not_there_is_one_line_and_exit_code_3(scene_file, tmp_path):
+    url = f"http://127.0.0.1:{closed_port()}"
+    done = cloudvid("run", scene_file, "--server", url, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (3, f"error: nothing answers at {url}/ping: Connection refused\n")
+
+
+def test_a_server_that_is_not_ready_is_one_line_and_exit_code_3(scene_file, tmp_path):
+    answer = workers("LOADING")
+    with fake_server(lambda seen: answer if seen.path.startswith("/models/") else Answer()) as fake:
+        arguments = ["--server", fake.url, "--management", fake.url, "--token", "t"]
+        done = cloudvid("run", scene_file, *arguments, cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr == "error: t2i has no worker that is ready, of 1; `cloudvid wait` waits until it has\n"
+
+
+def test_one_scenes_failure_stops_no_other_and_is_exit_code_1(scene_file, tmp_path):
+    def answer(seen):
+        if seen.method == "GET":
+            return workers("READY")
+        return error(507, "OutOfMemory", "out of memory") if b"picture 0" in seen.body else file_answer()
+
+    with fake_server(answer) as fake:
+        arguments = ["--server", fake.url, "--management", fake.url, "--token", "t", "--output-dir", "out"]
+        done = cloudvid("run", scene_file, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "failed: scene_0: t2i answers 507 OutOfMemory: out of memory" in done.stderr
+    assert "1 of 2 scenes done" in done.stdout
+    assert (tmp_path / "out/scene_1_video.mp4").is_file()
+
+
+def test_an_invalid_scene_file_is_exit_code_2_with_every_fault_and_nothing_is_sent(tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(
+        json.dumps([{"id": "a/b", "scene_desc": "x"}, {"id": "c", "scene_desc": "x", "i2v_params": {"fps": 0}}])
+    )
+    with fake_server(lambda seen: Answer()) as fake:
+        done = cloudvid("run", path, "--server", fake.url, "--token", "t", cwd=tmp_path)
+        assert fake.seen == []
+    assert done.returncode == 2
+    assert [line.split(": ")[2] for line in done.stderr.splitlines()] == ["scenes[0].id", "scenes[1].i2v_params.fps"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run"], ["run", "a", "--json_file", "b"], ["nonsense"], ["run", "a", "--nope"], ["image", "a", "--width", "x"]],
+)
+def test_wrong_usage_is_exit_code_2(arguments, tmp_path):
+    assert cloudvid(*arguments, cwd=tmp_path).returncode == 2
+
+
+def test_a_parameter_out_of_range_is_exit_code_2_in_the_schemas_words(tmp_path):
+    done = cloudvid("image", "a", "--width", 129, "--guidance-scale", "nan", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: guidance_scale: must be finite, got NaN",
+        "error: width: must be a multiple of 8, got 129",
+    ]
+
+
+def test_validate_says_how_many_scenes_there_are(scene_file, tmp_path):
+    done = cloudvid("validate", scene_file, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{scene_file}: 2 scenes, no faults\n")
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_line(scene_file, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with fake_server(lambda seen: workers("READY") if seen.method == "GET" else file_answer()) as fake:
+        arguments = ["--server", fake.url, "--management", fake.url, "--token", "t", "--output-dir", "out"]
+        done = cloudvid("run", scene_file, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: out/scene_0_base_image.png cannot be written")

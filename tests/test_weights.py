@@ -1,0 +1,81 @@
+"""Settings and model directories."""
+
+import json
+import shutil
+
+import pytest
+
+from cloudvid_schema.protocol import Stage
+from cloudvid_stages.settings import SettingsError, read_settings
+from cloudvid_stages.weights import find, fingerprint
+
+
+def settings(environment=None, **section):
+    return read_settings(Stage.T2I, {"model": "a/b", **section}, environment or {})
+
+
+def test_the_environment_overrides_the_yaml_and_drops_the_mirrors_of_its_model():
+    found = settings({"CLOUDVID_T2I_MODEL": "/m"}, mirrors=["c/d"])
+    assert (found.model, found.mirrors) == ("/m", ())
+
+
+def test_every_setting_can_be_overridden():
+    found = settings({"CLOUDVID_T2I_MIRRORS": "c/d,e/f", "CLOUDVID_T2I_DTYPE": "bf16", "CLOUDVID_T2I_REVISION": "v1"})
+    assert (found.mirrors, found.dtype, found.revision) == (("c/d", "e/f"), "bf16", "v1")
+
+
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        ({"modle": "x"}, "modle: is not known; did you mean model?"),
+        ({"dtype": "fp8"}, "dtype: must be 'auto', 'bf16', 'fp16' or 'fp32', got \"fp8\""),
+        ({"decode_chunk_size": 0}, "decode_chunk_size: must be at least 1, got 0"),
+        ({"model": ""}, "model: must have at least 1 character(s)"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_name_and_value(section, fault):
+    with pytest.raises(SettingsError) as raised:
+        settings(**section)
+    assert fault in str(raised.value)
+
+
+def test_a_model_that_is_not_there_names_the_command_that_fetches_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SettingsError, match="a/b is not in the Hub cache; `make weights` fetches it"):
+        find(settings())
+    with pytest.raises(SettingsError, match="model directory /none is not there"):
+        find(settings(model="/none"))
+    with pytest.raises(SettingsError, match="neither a directory nor a Hub id"):
+        find(settings(model="a/b/c"))
+
+
+def test_a_directory_is_known_by_its_name_and_contents(tmp_path, tiny_models):
+    found = find(settings(model=str(tiny_models["t2i"])))
+    assert found.identity == f"cloudvid-tiny-t2i@{fingerprint(tiny_models['t2i'])}"
+    copy = tmp_path / "cloudvid-tiny-t2i"
+    shutil.copytree(tiny_models["t2i"], copy)
+    assert find(settings(model=str(copy))).identity == found.identity
+
+
+def test_a_changed_weight_changes_the_fingerprint(tmp_path, tiny_models):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_models["i2v"], copy)
+    before = fingerprint(copy)
+    weights = next((copy / "vae").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(copy) != before
+
+
+def test_a_checkpoint_of_another_class_is_refused_by_name(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    with pytest.raises(SettingsError, match="is a StableDiffusionXLPipeline checkpoint; this stage needs a StableDiff"):
+        find(settings(model=str(tmp_path))).check_class("StableDiffusionPipeline")
+
+
+def test_the_fp16_variant_is_seen(tmp_path, tiny_models):
+    assert not find(settings(model=str(tiny_models["t2i"]))).has_fp16_variant
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").touch()
+    assert find(settings(model=str(tmp_path))).has_fp16_variant
