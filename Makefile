@@ -36,11 +36,13 @@ setup: .venv/.ready ## create .venv, install what is pinned, and a Java runtime 
 	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/dev.txt
 	@touch $@
 
-archives: model_store/.built ## build model_store/t2i.mar and i2v.mar
+archives: model_store/t2i.mar model_store/i2v.mar ## build model_store/t2i.mar and i2v.mar
 
-model_store/.built: .venv/.ready deploy/archives.py $(wildcard handlers/*.py handlers/*.yaml handlers/*/*.py client/cloudvid_schema/*.py)
+model_store/i2v.mar: model_store/t2i.mar
+	@test -f $@ || $(BIN)/python deploy/archives.py model_store
+
+model_store/t2i.mar: .venv/.ready deploy/archives.py $(wildcard handlers/*.py handlers/*.yaml handlers/*/*.py client/cloudvid_schema/*.py)
 	@$(BIN)/python deploy/archives.py model_store
-	@touch $@
 
 weights: setup ## fetch the real models into the Hub's cache
 	@PYTHONPATH=handlers $(BIN)/python -m cloudvid_stages.weights t2i i2v
@@ -55,7 +57,7 @@ start: archives ## start the server behind
 	@$(SERVER) start $(START)
 
 stop: ## stop what `make start` started
-	@test ! -x $(BIN)/python || $(SERVER) stop
+	@test ! -x $(BIN)/python || $(SERVER) stop $(if $(PORT),--port $(PORT))
 
 test: .venv/.dev archives ## all tests
 	@$(BIN)/pytest
@@ -68,5 +70,5 @@ lint: .venv/.dev ## style, types, import rules, generated files
 	@PYTHONPATH=client $(BIN)/python docs/generate.py --check
 
 clean: stop ## remove everything that make made, but not OUT
-	@rm -rf .venv .run models model_store/*.mar model_store/.built build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv .run models model_store/*.mar build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -32,12 +32,18 @@ def choose_models(profile: str) -> dict[str, str]:
     if profile == "auto" and unnamed:
         profile = "real" if _has_gpu() else "tiny"
         print(f"profile {profile}: torch sees {'a' if profile == 'real' else 'no'} CUDA GPU", flush=True)
-    named = {}
+    # The workers start in another folder than this one.
+    chosen = {stage: os.environ[f"CLOUDVID_{stage.upper()}_MODEL"] for stage in _STAGES if stage not in unnamed}
+    named = {
+        f"CLOUDVID_{stage.upper()}_MODEL": str(Path(model).expanduser().absolute())
+        for stage, model in chosen.items()
+        if Path(model).expanduser().is_dir()
+    }
     if profile == "tiny" and unnamed:
         folders = {stage: _tiny_folder() / f"cloudvid-tiny-{stage}" for stage in _STAGES}
         if not all(folder.is_dir() for folder in folders.values()):
             _run("cloudvid_stages.tiny", str(_tiny_folder()))
-        named = {f"CLOUDVID_{stage.upper()}_MODEL": str(folders[stage]) for stage in unnamed}
+        named |= {f"CLOUDVID_{stage.upper()}_MODEL": str(folders[stage]) for stage in unnamed}
         print("the tiny models have random weights: what they make is noise (PROFILE=real takes real ones)", flush=True)
     fetched = [stage for stage in _STAGES if stage not in unnamed or profile == "real"]
     if fetched:

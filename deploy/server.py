@@ -15,7 +15,7 @@ from types import FrameType
 
 from java import JavaError, java_home
 from profiles import PROFILES, ModelsError, choose_models
-from torchserve_process import Server, ServerError, free_port
+from torchserve_process import Server, ServerError, free_port, running_in
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RUN_DIR = _ROOT / ".run"
@@ -40,8 +40,9 @@ def _signals_as_interrupt() -> Iterator[None]:
 def running(server: Server, model_store: Path, foreground: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """A server for the time of the block; whatever ends the block ends the server."""
     with _signals_as_interrupt():
+        process = server.spawn(model_store, foreground)  # outside: what it refuses to start is not ours to stop
         try:
-            yield server.spawn(model_store, foreground)
+            yield process
         finally:
             for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not leave half of it
                 signal.signal(sign, signal.SIG_IGN)
@@ -49,18 +50,32 @@ def running(server: Server, model_store: Path, foreground: bool = False) -> Iter
 
 
 def _start(server: Server, model_store: Path) -> int:
-    process = server.spawn(model_store)
+    with _signals_as_interrupt():
+        process = server.spawn(model_store)
+        try:
+            _wait_until_it_listens(server, process)
+        except BaseException:
+            server.stop()
+            raise
+    print(f"server on {server.url}, log {server.log} (models still load: `cloudvid wait` says when they are ready)")
+    return 0
+
+
+def _wait_until_it_listens(server: Server, process: subprocess.Popen[bytes]) -> None:
     for _ in range(600):
         if process.poll() is not None:
-            server.stop()
             raise ServerError(server.last_words(process.returncode))
         if server.listens():
-            break
+            return
         time.sleep(0.1)
-    else:
-        server.stop()
-        raise ServerError(f"the server did not listen within 60 s; see {server.log}")
-    print(f"server on {server.url}, log {server.log} (models still load: `cloudvid wait` says when they are ready)")
+    raise ServerError(f"the server did not listen within 60 s; see {server.log}")
+
+
+def _stop(run_dir: Path, port: int | None) -> int:
+    server = running_in(run_dir)
+    if server and port not in (None, server.port):
+        raise ServerError(f"the server in {run_dir} is on port {server.port}, not {port}")
+    print("stopped" if Server(run_dir, 0).stop() else "no server was running")
     return 0
 
 
@@ -71,12 +86,12 @@ def _serve(server: Server, model_store: Path) -> int:
 
 def _with(server: Server, model_store: Path, command: list[str]) -> int:
     """Run a client while the server runs; where the server ends by itself, so does the client."""
-    environment = os.environ | {
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDVID_")}
+    environment = kept | {
         "CLOUDVID_SERVER": server.url,
         "CLOUDVID_MANAGEMENT": f"http://127.0.0.1:{server.port + 1}",
         "CLOUDVID_KEY_FILE": str(server.run_dir.resolve() / "key_file.json"),
     }
-    environment.pop("CLOUDVID_TOKEN", None)
     with running(server, model_store) as process:
         client = subprocess.Popen(command, env=environment)
         try:
@@ -128,8 +143,7 @@ def main() -> int:
             print(java_home())
             return 0
         if options.action == "stop":
-            print("stopped" if Server(options.run_dir.absolute(), 0).stop() else "no server was running")
-            return 0
+            return _stop(options.run_dir.absolute(), options.port)
         os.environ.update(choose_models(options.profile))
         port = options.port or (free_port() if options.action == "with" else 8080)
         if options.action == "with":

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +101,13 @@ class Server:
             "--models", "t2i=t2i.mar", "i2v=i2v.mar",
         ]
         # fmt: on
-        process = subprocess.Popen(
+        with _signals_deferred():  # between the two a signal would leave a server that nobody knows of
+            process = self._popen(command, java, foreground)
+            self.pid_file.write_text(json.dumps({"pid": process.pid, "port": self.port}))
+        return process
+
+    def _popen(self, command: list[str], java: Path, foreground: bool) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             command,
             cwd=self.run_dir,
             env=self._environment(java),
@@ -111,8 +117,6 @@ class Server:
             start_new_session=True,
             umask=0o077,  # TorchServe writes the key file before it restricts it
         )
-        self.pid_file.write_text(json.dumps({"pid": process.pid, "port": self.port}))
-        return process
 
     def _environment(self, java: Path) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
@@ -176,6 +180,21 @@ class Server:
         if tmp.is_symlink():
             tmp.unlink()
         return bool(group)
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Signals that would interrupt the block arrive after it."""
+    came: list[int] = []
+    signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {sign: signal.signal(sign, lambda number, frame: came.append(number)) for sign in signs}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _group(pid: int, run_dir: Path) -> list[psutil.Process]:

@@ -1,4 +1,4 @@
-"""Writes what is derived from the schema: README's tables, the scene file's JSON Schema, the OpenAPI description.
+"""Writes what is derived from the client: README's tables, JSON Schemas, the OpenAPI description, the examples.
 
 `python docs/generate.py` writes the files; with `--check` it changes nothing and fails where one is out of date.
 """
@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from cloudvid.scenes import Scene
+from cloudvid.events import BatchEvent
+from cloudvid.scenes import EXAMPLE, scene_schema
 from cloudvid_schema import __version__
 from cloudvid_schema.bodies import ACCEPTED
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
@@ -74,31 +75,10 @@ def parameter_table(model: type[BaseModel]) -> str:
     return "\n".join(rows)
 
 
-def scene_schema() -> dict[str, Any]:
-    """JSON Schema of a scene file."""
-    scene = Scene.model_json_schema()
-    definitions = scene.pop("$defs")
-    definitions["Scene"] = scene
-    scenes = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Scene"}}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "CloudVid scene file",
-        "anyOf": [
-            scenes,
-            {
-                "type": "object",
-                "properties": {"$schema": {"type": "string"}, "scenes": scenes},
-                "required": ["scenes"],
-                "additionalProperties": False,
-            },
-        ],
-        "$defs": definitions,
-    }
-
-
 def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]) -> dict[str, Any]:
     def header(text: str) -> dict[str, Any]:
-        return {"description": text, "required": True, "schema": {"type": "string"}}
+        # An event stream has none of these headers: its events say the same.
+        return {"description": text, "required": False, "schema": {"type": "string"}}
 
     file = {
         "description": "The file, or the events of a request with `Accept: application/x-ndjson`.",
@@ -113,8 +93,6 @@ def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]
             NDJSON: {"schema": {"$ref": "#/components/schemas/Event"}},
         },
     }
-    for value in file["headers"].values():  # type: ignore[attr-defined]
-        value["required"] = False  # an event stream has none of them
     error = {JSON: {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
     return {
         "tags": [stage],
@@ -196,6 +174,8 @@ def outputs() -> dict[Path, str]:
     return {
         _ROOT / "README.md": readme,
         _ROOT / "docs/scene-file.schema.json": json.dumps(scene_schema(), indent=2) + "\n",
+        _ROOT / "docs/events.schema.json": json.dumps(TypeAdapter(BatchEvent).json_schema(), indent=2) + "\n",
+        _ROOT / "examples/input_scenes.json": EXAMPLE,
         _ROOT / "docs/openapi.json": json.dumps(openapi(), indent=2) + "\n",
     }
 

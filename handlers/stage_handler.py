@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, Protocol, Self
 
+from pydantic import BaseModel
 from ts.context import Context
 from ts.handler_utils.utils import send_intermediate_predict_response
 
@@ -33,6 +34,7 @@ from cloudvid_schema.protocol import (
     Result,
     Stage,
     Started,
+    WorkerUnfit,
 )
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class LoadedStage(Protocol):
 
     @property
     def identity(self) -> str: ...
+
+    def describe(self) -> BaseModel: ...
 
     @classmethod
     def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> Self: ...
@@ -93,8 +97,9 @@ class StageHandler:
 
     def _answer(self, row: Row, context: Context, index: int) -> bytes:
         headers = _headers(context, index)
-        streams = NDJSON in headers.get("accept", "")
-        stream = _EventStream(context, index) if streams else None
+        if headers.get("describe") == "True" and not row:  # GET /models/{stage}?customized=true (management)
+            return self._loaded.describe().model_dump_json().encode()
+        stream = _EventStream(context, index) if NDJSON in headers.get("accept", "") else None
         try:
             request, picture = bodies.read(self.stage_class.stage, _body(self.stage_class.stage, row, headers))
             output = self._loaded.run(
@@ -103,8 +108,15 @@ class StageHandler:
                 on_start=stream.started(self.stage_class.stage) if stream else _ignore,
                 on_step=stream.progress if stream else _ignore,
             )
+            return self._result(output, stream, context, index)
+        except WorkerUnfit:
+            logger.critical("this worker cannot go on and ends, to be replaced", exc_info=True)
+            logging.shutdown()
+            os._exit(1)  # nothing that runs at an orderly exit may touch the device
         except Exception as error:  # the boundary: whatever happens in a request becomes its answer
             return _failure(_error_body(error), stream, context, index)
+
+    def _result(self, output: StageOutput, stream: "_EventStream | None", context: Context, index: int) -> bytes:
         digest = hashlib.sha256(output.data)
         if stream:
             return stream.last(

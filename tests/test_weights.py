@@ -70,8 +70,16 @@ def test_a_changed_weight_changes_the_fingerprint(tmp_path, tiny_models):
 
 def test_a_checkpoint_of_another_class_is_refused_by_name(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
-    with pytest.raises(SettingsError, match="is a StableDiffusionXLPipeline checkpoint; this stage needs a StableDiff"):
-        find(settings(model=str(tmp_path))).check_class("StableDiffusionPipeline")
+    with pytest.raises(SettingsError, match="is a StableDiffusionXLPipeline checkpoint; t2i needs a StableDiffusionP"):
+        find(settings(model=str(tmp_path))).check(Stage.T2I)
+
+
+def test_a_checkpoint_without_weights_names_the_part_that_is_missing(tmp_path, tiny_models):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_models["t2i"], copy)
+    next((copy / "vae").glob("*.safetensors")).unlink()
+    with pytest.raises(SettingsError, match="has no safetensors weights in vae/"):
+        find(settings(model=str(copy))).check(Stage.T2I)
 
 
 def test_the_fp16_variant_is_seen(tmp_path, tiny_models):

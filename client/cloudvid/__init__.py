@@ -9,12 +9,13 @@ client.image_to_video(picture.data, fps=6).save("lighthouse.mp4")
 """
 
 from cloudvid.answers import Generated
-from cloudvid.batch import FileWritten, SceneFailed, render
+from cloudvid.batch import RenderOptions, render
 from cloudvid.client import Client, Readiness
 from cloudvid.errors import (
     BrokenAnswer,
     Busy,
     CloudVidError,
+    FolderInUse,
     InvalidInput,
     InvalidRequest,
     InvalidSceneFile,
@@ -25,8 +26,11 @@ from cloudvid.errors import (
     ServerUnavailable,
     StageError,
     StageFailed,
+    Stalled,
     Unauthorized,
+    Unhealthy,
     Unreachable,
+    WorkerDied,
 )
 from cloudvid.scenes import Scene, parse_scenes, read_scenes
 from cloudvid_schema import __version__
@@ -37,7 +41,7 @@ __all__ = [
     "Busy",
     "Client",
     "CloudVidError",
-    "FileWritten",
+    "FolderInUse",
     "Generated",
     "InvalidInput",
     "InvalidRequest",
@@ -48,15 +52,18 @@ __all__ = [
     "Progress",
     "Readiness",
     "Rejected",
+    "RenderOptions",
     "Scene",
-    "SceneFailed",
     "ServerUnavailable",
     "Stage",
     "StageError",
     "StageFailed",
+    "Stalled",
     "Started",
     "Unauthorized",
+    "Unhealthy",
     "Unreachable",
+    "WorkerDied",
     "__version__",
     "parse_scenes",
     "read_scenes",

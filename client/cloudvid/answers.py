@@ -11,6 +11,7 @@ import requests
 from pydantic import TypeAdapter, ValidationError
 
 from cloudvid import errors
+from cloudvid.failures import row_of
 from cloudvid.outputs import write_file
 from cloudvid_schema.protocol import (
     DIGEST_HEADER,
@@ -69,14 +70,9 @@ def error_body(code: int, content: bytes) -> ErrorBody:
         return ErrorBody(code=code, type="Unknown", message=text)
 
 
-def failure(stage: Stage, body: ErrorBody) -> errors.StageError:
+def failure(stage: Stage, body: ErrorBody) -> errors.CloudVidError:
     """The error that an error body means to the caller."""
-    message = f"{stage} answers {body.code} {body.type}: {body.message}"
-    if body.code == 507:
-        return errors.OutOfMemory(message, body)
-    if body.code == 503 and body.type != "InternalServerException":
-        return errors.Busy(message, body)
-    return (errors.Rejected if body.code < 500 else errors.StageFailed)(message, body)
+    return row_of(body).error(f"{stage} answers {body.code} {body.type}: {body.message}", body)
 
 
 def whole(stage: Stage, response: requests.Response) -> Generated:
@@ -93,13 +89,29 @@ def whole(stage: Stage, response: requests.Response) -> Generated:
         phase: float(milliseconds)
         for phase, milliseconds in re.findall(r"(\w+);dur=([\d.]+)", headers.get(TIMING_HEADER, ""))
     }
-    return Generated(data, headers.get("Content-Type", ""), int(headers[SEED_HEADER]), headers[MODEL_HEADER], timings)
+    try:
+        seed, model = int(headers[SEED_HEADER]), headers[MODEL_HEADER]
+    except (KeyError, ValueError):
+        raise errors.BrokenAnswer(f"{stage}: the answer lacks {SEED_HEADER} or {MODEL_HEADER}") from None
+    return Generated(data, headers.get("Content-Type", ""), seed, model, timings)
+
+
+def _lines(response: requests.Response) -> Iterator[bytes]:
+    """The lines of a body. (requests' own iter_lines joins a long line anew with every chunk.)"""
+    parts: list[bytes] = []
+    for chunk in response.iter_content(2**16):
+        *ended, rest = chunk.split(b"\n")
+        for end in ended:
+            yield b"".join([*parts, end])
+            parts = []
+        parts.append(rest)
+    yield b"".join(parts)
 
 
 def _events(stage: Stage, response: requests.Response) -> Iterator[Started | Progress | Result | Failed]:
-    for line in response.iter_lines(chunk_size=65536):
+    for line in _lines(response):
         try:
-            if line:
+            if line.strip():
                 yield _EVENT.validate_json(line)
         except ValidationError:
             raise errors.BrokenAnswer(f"{stage}: a line of the stream is no event: {line[:80]!a}") from None

@@ -1,49 +1,269 @@
-"""The chain: each scene's picture, then its clip, written to one folder."""
+"""The batch: each scene's picture, then its clip, both stages at work at once, resumable at any moment.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+One thread a request, and only as many requests as a stage has READY workers, and one that waits. The generator
+itself decides, in the caller's thread; the threads send, store and report. What is finished is on record before it
+is reported.
+"""
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cloudvid.answers import Generated
 from cloudvid.client import Client
-from cloudvid.errors import StageError
+from cloudvid.decisions import entry_of, reason_to_run, request_of
+from cloudvid.errors import CloudVidError, OutputError, ServerUnavailable
+from cloudvid.events import (
+    BatchEvent,
+    BatchFinished,
+    BatchStarted,
+    SceneDone,
+    SceneFailed,
+    SceneSkipped,
+    StageDone,
+)
+from cloudvid.failures import backoff
+from cloudvid.gallery import write_gallery
+from cloudvid.manifest import Manifest
+from cloudvid.outputs import DISK, Disk
 from cloudvid.scenes import Scene
+from cloudvid.slots import Slots
+from cloudvid.stage_run import Finished, Job, StageRunner
 from cloudvid_schema.protocol import Stage
 
-
-@dataclass(frozen=True)
-class FileWritten:
-    """A scene's picture or clip is there, whole."""
-
-    scene: Scene
-    stage: Stage
-    path: Path
-    result: Generated
+_TICK_SECONDS = 1.0
+_GALLERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class SceneFailed:
-    """A scene was given up; the others go on."""
+class RenderOptions:
+    """How a batch is carried out."""
 
-    scene: Scene
-    stage: Stage
-    error: StageError
+    force: bool = False
+    """Make everything again, whatever is there."""
+    only: Collection[str] = ()
+    """Ids of the scenes to make; empty for all."""
+    fail_fast: bool = False
+    """Stop at the first scene that fails."""
+    retries: int = 4
+    """How often a request is sent again in all; waiting for a busy or absent server is not counted."""
+    patience: float = 900.0
+    """Seconds of nothing but `busy`, or of no answer at all, after which a request is given up."""
+    embed_recipe: bool = True
+    """Whether the files carry their recipe."""
+    concurrency: Mapping[Stage, int] = field(default_factory=dict)
+    """Requests at once for a stage whose workers cannot be counted; default 1."""
 
 
-def render(scenes: Sequence[Scene], client: Client, output_dir: Path) -> Iterator[FileWritten | SceneFailed]:
-    """Make every scene's picture and clip, and say so as it happens.
+def render(
+    scenes: Sequence[Scene],
+    client: Client,
+    output_dir: Path,
+    options: RenderOptions | None = None,
+    *,
+    disk: Disk = DISK,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[int], float] = backoff,
+) -> Generator[BatchEvent, None, None]:
+    """Make every scene's picture and clip, and say what happens as it happens.
+
+    What is there and intact is skipped; what changed is made again from the stage that the change affects. The last
+    event is `BatchFinished`, whatever ended the batch. Closing the generator stops it; `render` goes on from there.
+
+    Args:
+        scenes: what to make; ids are unique.
+        client: where to make it.
+        output_dir: made if it is not there; holds the files, `manifest.jsonl` and `index.html`.
+        options: how.
+        disk: how files are written.
+        clock: monotonic seconds.
+        wait: seconds before the n-th try of a request.
 
     Raises:
-        ServerUnavailable: the server cannot be reached or refuses the token.
-        OutputError: a file cannot be written.
+        ServerUnavailable: the server is away for longer than the patience, or refuses the token.
+        OutputError: a file cannot be written, or another cloudvid writes to the folder.
     """
-    for scene in scenes:
-        stage = Stage.T2I
-        try:
-            picture = client.send(scene.t2i_request())
-            yield FileWritten(scene, stage, picture.save(output_dir / scene.picture_name), picture)
-            stage = Stage.I2V
-            clip = client.send(scene.i2v_request(), picture.data)
-            yield FileWritten(scene, stage, clip.save(output_dir / scene.video_name), clip)
-        except StageError as error:
-            yield SceneFailed(scene, stage, error)
+    batch = _Batch(
+        scenes, client, folder=output_dir, options=options or RenderOptions(), disk=disk, clock=clock, wait=wait
+    )
+    try:
+        yield from batch.events()
+    finally:
+        batch.close()
+
+
+class _Batch:
+    """The state of a batch; but for the manifest and the inbox, the generator's thread alone touches it."""
+
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        client: Client,
+        *,
+        folder: Path,
+        options: RenderOptions,
+        disk: Disk,
+        clock: Callable[[], float],
+        wait: Callable[[int], float],
+    ) -> None:
+        self._all, self._folder, self._options, self._disk, self._clock = scenes, folder, options, disk, clock
+        self._scenes = [scene for scene in scenes if not options.only or scene.id in options.only]
+        self._manifest: Manifest | None = Manifest(folder, disk)
+        self._records = self._manifest.records
+        self._inbox: queue.SimpleQueue[BatchEvent | Finished] = queue.SimpleQueue()
+        self._runner = StageRunner(
+            client,
+            self._manifest,
+            folder=folder,
+            disk=disk,
+            report=self._inbox.put,
+            retries=options.retries,
+            patience=options.patience,
+            clock=clock,
+            backoff=wait,
+        )
+        self._slots = Slots(client, options.concurrency)
+        self._waiting = {Stage.T2I: deque(self._scenes), Stage.I2V: deque[Scene]()}
+        self._running = dict.fromkeys(Stage, 0)
+        descriptions = {stage: client.describe(stage) for stage in Stage}
+        self._models = {stage: found.model if found else None for stage, found in descriptions.items()}
+        self._touched: set[str] = set()
+        self._failed: dict[str, str] = {}
+        self._done = self._skipped = 0
+        self._began = self._drawn_at = clock()
+
+    def events(self) -> Iterator[BatchEvent]:
+        """Carry the batch out."""
+        yield BatchStarted(scenes=len(self._scenes), output_dir=str(self._folder))
+        stopped, fatal = None, None
+        while stopped is None:
+            yield from self._dispatch()
+            if not any(self._running.values()) and not any(self._waiting.values()):
+                break
+            try:
+                item = self._inbox.get(timeout=_TICK_SECONDS)  # a worker may have become ready meanwhile
+            except queue.Empty:
+                continue
+            if not isinstance(item, Finished):
+                yield item
+            elif isinstance(item.error, ServerUnavailable | OutputError):
+                stopped, fatal = str(item.error), item.error
+            else:
+                yield from self._finish(item)
+                if self._failed and self._options.fail_fast:
+                    stopped = "failed"
+        self._stop_work()
+        if not isinstance(fatal, OutputError):
+            self._settle()
+        yield BatchFinished(
+            scenes=len(self._scenes),
+            done=self._done,
+            skipped=self._skipped,
+            failed=len(self._failed),
+            requests=self._runner.requests,
+            seconds=round(self._clock() - self._began, 3),
+            stopped=stopped,
+        )
+        if fatal is not None:
+            raise fatal
+
+    def close(self) -> None:
+        """Stop what runs and let go of the folder, if that is not done yet."""
+        self._stop_work()
+        if self._manifest is not None:
+            with suppress(OutputError):
+                self._manifest.close()
+
+    def _stop_work(self) -> None:
+        self._slots.stop()
+        self._runner.stop()
+
+    def _settle(self) -> None:
+        """The end of a batch: the gallery, and the manifest in the scenes' order."""
+        manifest, self._manifest = self._manifest, None
+        if manifest is not None:
+            try:
+                self._draw_gallery()
+            finally:
+                manifest.close([scene.id for scene in self._all])
+
+    def _draw_gallery(self) -> None:
+        self._drawn_at = self._clock()
+        write_gallery(self._folder, self._all, self._records, self._failed, self._disk)
+
+    def _dispatch(self) -> Iterator[BatchEvent]:
+        """Begin what can be begun, clips first: a scene that is finished is worth more than one that is begun."""
+        while True:
+            if self._waiting[Stage.I2V] and self._has_slot(Stage.I2V):
+                yield from self._animate(self._waiting[Stage.I2V].popleft())
+            elif self._waiting[Stage.T2I] and self._has_slot(Stage.T2I):
+                self._draw(self._waiting[Stage.T2I].popleft())
+            else:
+                return
+
+    def _has_slot(self, stage: Stage) -> bool:
+        return self._running[stage] < self._slots.count(stage)
+
+    def _draw(self, scene: Scene) -> None:
+        request = request_of(scene, Stage.T2I, self._options.embed_recipe)
+        entry = entry_of(self._records.get(scene.id), Stage.T2I)
+        reason = reason_to_run(request, entry, self._folder, self._models[Stage.T2I])
+        reason = "forced" if self._options.force else reason
+        if reason is None:
+            self._waiting[Stage.I2V].append(scene)
+        else:
+            self._start(Job(scene, Stage.T2I, request, reason))
+
+    def _animate(self, scene: Scene) -> Iterator[BatchEvent]:
+        request = request_of(scene, Stage.I2V, self._options.embed_recipe)
+        record = self._records[scene.id]
+        picture = record.t2i
+        reason = reason_to_run(
+            request, record.i2v, self._folder, self._models[Stage.I2V], picture.sha256 if picture else None
+        )
+        reason = "forced" if self._options.force else reason
+        if reason is not None:
+            self._start(Job(scene, Stage.I2V, request, reason, picture))
+        elif scene.id in self._touched:
+            yield self._scene_done(scene)
+        else:
+            self._skipped += 1
+            yield SceneSkipped(scene=scene.id)
+
+    def _start(self, job: Job) -> None:
+        self._running[job.stage] += 1
+        self._touched.add(job.scene.id)
+        self._runner.start(job)
+
+    def _finish(self, finished: Finished) -> Iterator[BatchEvent]:
+        job, entry = finished.job, finished.entry
+        self._running[job.stage] -= 1
+        if entry is None:
+            error: CloudVidError | None = finished.error
+            self._failed[job.scene.id] = str(error)
+            yield SceneFailed(scene=job.scene.id, stage=job.stage, error=type(error).__name__, message=str(error))
+            return
+        self._models[job.stage] = entry.model
+        yield StageDone(
+            scene=job.scene.id,
+            stage=job.stage,
+            path=str(self._folder / entry.file),
+            size=entry.size,
+            sha256=entry.sha256,
+            seed=entry.seed,
+            model=entry.model,
+            seconds=round(finished.seconds, 3),
+        )
+        if job.stage is Stage.T2I:
+            self._waiting[Stage.I2V].append(job.scene)
+        else:
+            yield self._scene_done(job.scene)
+        if self._clock() - self._drawn_at >= _GALLERY_SECONDS:
+            self._draw_gallery()
+
+    def _scene_done(self, scene: Scene) -> SceneDone:
+        self._done += 1
+        return SceneDone(scene=scene.id)

@@ -1,33 +1,35 @@
 """`Client`: one call for a picture, one for a clip, against a running model server."""
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import requests
 from pydantic import ValidationError
-from requests.adapters import HTTPAdapter
 
 from cloudvid import errors
 from cloudvid.answers import Generated, OnEvent, error_body, failure, streamed, whole
-from cloudvid.credentials import RUN_KEY_FILE, Api, Credentials
-from cloudvid_schema.faults import faults_of
+from cloudvid.connection import DEFAULT_SERVER, Connection, address, next_port, plain_session, reason, timed_out
+from cloudvid.credentials import RUN_KEY_FILE, Credentials
+from cloudvid_schema.faults import Fault, faults_of
 from cloudvid_schema.protocol import (
     JSON,
+    MAX_IMAGE_BYTES,
     MEDIA_TYPE,
     NDJSON,
+    Description,
     ImageToVideoRequest,
     Request,
     Stage,
     TextToImageRequest,
 )
 
-DEFAULT_SERVER = "http://127.0.0.1:8080"
 _CONNECT_SECONDS = 10.0
+_KEY_FILE_SECONDS = 15.0
+_UNHEALTHY_SECONDS = 20.0  # a worker that died once is back in less; one that cannot load never is
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -70,13 +72,16 @@ class Client:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._urls = {Stage.T2I: _address(t2i_url or server), Stage.I2V: _address(i2v_url or server)}
-        self._management = _address(management) if management else None
+        self._urls = {Stage.T2I: address(t2i_url or server), Stage.I2V: address(i2v_url or server)}
+        self._management = address(management) if management else None
         if key_file is None and token is None and RUN_KEY_FILE.is_file() and self._is_local():
             key_file = RUN_KEY_FILE
-        self._credentials = Credentials(token, Path(key_file) if key_file else None)
+        # A token for the endpoints goes to the management API only where its address was given, not guessed.
+        credentials = Credentials(token, Path(key_file) if key_file else None, bool(management))
+        self._connection = Connection(session or plain_session(), credentials)
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise errors.Unauthorized("the token has characters that no HTTP header can carry")
         self._timeout = (_CONNECT_SECONDS, timeout)
-        self._session = session or _plain_session()
         self._sleep = sleep
         self._clock = clock
 
@@ -117,12 +122,15 @@ class Client:
 
         Raises:
             InvalidRequest: a parameter breaks its rule; nothing was sent.
-            OutputError: the picture's file cannot be read.
             ServerUnavailable: the server cannot be reached or refuses the token.
             StageError: the request failed.
         """
         request = _validated(ImageToVideoRequest, {"metadata": metadata, **parameters})
-        return self.send(request, image if isinstance(image, bytes) else _read(Path(image)), on_event=on_event)
+        picture = image if isinstance(image, bytes) else _read(Path(image))
+        if not 0 < len(picture) <= MAX_IMAGE_BYTES:
+            rule = f"must have 1 to {MAX_IMAGE_BYTES} bytes; this has {len(picture)}"
+            raise errors.InvalidRequest([Fault("image", rule, has_value=False)])
+        return self.send(request, picture, on_event=on_event)
 
     def send(self, request: Request, picture: bytes | None = None, *, on_event: OnEvent | None = None) -> Generated:
         """Send a validated request; its class says which stage it is for.
@@ -140,32 +148,49 @@ class Client:
         else:
             body["files"] = {"image": ("image", picture), "parameters": ("parameters", parameters.encode(), JSON)}
         url = f"{self._urls[stage]}/predictions/{stage}"
-        with self._call("POST", url, "inference", stream=True, timeout=self._timeout, **body) as response:
+        with self._connection.call("POST", url, "inference", stream=True, timeout=self._timeout, **body) as response:
             try:
                 if response.status_code != 200:
                     raise failure(stage, error_body(response.status_code, response.content))
                 return streamed(stage, response, on_event) if on_event else whole(stage, response)
             except requests.RequestException as error:
-                raise errors.BrokenAnswer(f"{stage}: the answer broke off: {_reason(error)}") from None
+                if timed_out(error):
+                    raise errors.Stalled(f"{stage}: no sign of life for {self._timeout[1]:g} s") from None
+                raise errors.BrokenAnswer(f"{stage}: the answer broke off: {reason(error)}") from None
 
     def readiness(self, stage: Stage) -> Readiness | None:
-        """Workers of a stage, or None where the management API cannot be asked.
+        """Workers of a stage, or None where the management API cannot be asked: it is out of reach, or there is no key.
 
         Raises:
             NotReady: the server does not have the stage's model.
         """
-        base = self._management or _next_port(self._urls[stage])
+        base = self._management or next_port(self._urls[stage])
         try:
-            with self._call("GET", f"{base}/models/{stage}", "management", timeout=_CONNECT_SECONDS) as response:
+            with self._connection.call(
+                "GET", f"{base}/models/{stage}", "management", timeout=_CONNECT_SECONDS
+            ) as response:
                 if response.status_code == 404:
                     raise errors.NotReady(f"{base} has no model {stage}")
                 workers = [worker["status"] for worker in response.json()[0]["workers"]]
-        except (errors.Unreachable, errors.Unauthorized, ValueError, LookupError, TypeError):
+        except (errors.Unreachable, errors.Unauthorized, errors.Stalled, ValueError, LookupError, TypeError):
             return None
         return Readiness(stage, workers.count("READY"), len(workers))
 
+    def describe(self, stage: Stage) -> Description | None:
+        """What a worker of a stage says of itself, or None where it cannot be asked or is busy.
+
+        The question waits in the stage's queue like any request, here for at most some seconds.
+        """
+        base = self._management or next_port(self._urls[stage])
+        url = f"{base}/models/{stage}?customized=true"
+        try:
+            with self._connection.call("GET", url, "management", timeout=_CONNECT_SECONDS) as response:
+                return Description.model_validate(response.json()[0]["customizedMetadata"])
+        except (errors.CloudVidError, ValueError, LookupError, TypeError):
+            return None
+
     def check_ready(self, *stages: Stage) -> None:
-        """Return where every stage has a READY worker.
+        """Return where every stage has a READY worker, or where the endpoints answer and workers cannot be counted.
 
         Raises:
             Unreachable: nothing answers at an endpoint's address.
@@ -173,9 +198,14 @@ class Client:
             NotReady: a stage has no READY worker.
         """
         for stage in stages or tuple(Stage):
-            with self._call("GET", f"{self._urls[stage]}/ping", "inference", timeout=_CONNECT_SECONDS) as response:
+            with self._connection.call(
+                "GET", f"{self._urls[stage]}/ping", "inference", timeout=_CONNECT_SECONDS
+            ) as response:
                 if response.status_code != 200:
-                    raise errors.NotReady(f"{self._urls[stage]}/ping answers {response.status_code}")
+                    raise errors.Unhealthy(
+                        f"{self._urls[stage]}/ping answers {response.status_code}: workers do not come up; "
+                        "the server's log says why"
+                    )
             readiness = self.readiness(stage)
             if readiness is not None and not readiness.ready:
                 raise errors.NotReady(
@@ -188,72 +218,36 @@ class Client:
         Raises:
             ServerUnavailable: not within `timeout` seconds; the last reason.
         """
-        deadline = self._clock() + timeout
+        began = self._clock()
+        unhealthy_since: float | None = None
         while True:
             try:
                 return self.check_ready(*stages)
-            except errors.ServerUnavailable:
-                if self._clock() >= deadline:
+            except errors.ServerUnavailable as error:
+                now = self._clock()
+                # A key file may not be written yet; a token that is wrong stays wrong.
+                gives_up = timeout
+                if isinstance(error, errors.Unauthorized):
+                    gives_up = min(timeout, _KEY_FILE_SECONDS if self._connection.credentials.key_file else 0.0)
+                if now - began >= gives_up:
+                    raise
+                is_unhealthy = isinstance(error, errors.Unhealthy)
+                unhealthy_since = (unhealthy_since or now) if is_unhealthy else None
+                if unhealthy_since is not None and now - unhealthy_since >= _UNHEALTHY_SECONDS:
                     raise
             self._sleep(0.5)
 
     def _is_local(self) -> bool:
-        return all(urlsplit(url).hostname in _LOOPBACK for url in self._urls.values())
-
-    def _call(self, method: str, url: str, api: Api, **arguments: Any) -> requests.Response:
-        """One HTTP exchange; with a key that was refused, once more if the key file has a new one."""
-        key = self._credentials.key(api)
-        while True:
-            headers = {**arguments.pop("headers", {}), **({"Authorization": f"Bearer {key}"} if key else {})}
-            try:
-                response = self._session.request(method, url, headers=headers, allow_redirects=False, **arguments)
-            except requests.RequestException as error:
-                raise errors.Unreachable(f"nothing answers at {url}: {_reason(error)}") from None
-            if response.status_code not in (400, 401, 403):
-                return response
-            body = error_body(response.status_code, response.content)
-            if response.status_code == 400 and body.type != "InvalidKeyException":
-                return response
-            renewed = self._credentials.key(api)
-            if renewed == key:
-                raise errors.Unauthorized(f"{url} refuses {self._credentials}: {body.message}")
-            key, arguments["headers"] = renewed, headers
+        urls = [*self._urls.values(), *([self._management] if self._management else [])]
+        return all(urlsplit(url).hostname in _LOOPBACK for url in urls)
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise errors.OutputError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _plain_session() -> requests.Session:
-    session = requests.Session()
-    session.trust_env = False  # a ~/.netrc would replace the token, and a proxy would see it
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=64, max_retries=0))
-    return session
-
-
-def _address(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise errors.Unreachable(f"{url!r} is no address of a server; one looks like {DEFAULT_SERVER}")
-    return url.rstrip("/")
-
-
-def _next_port(url: str) -> str:
-    """The management API's usual place: the port above the endpoints'."""
-    parts = urlsplit(url)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return urlunsplit((parts.scheme, f"{host}:{(parts.port or 8080) + 1}", "", "", ""))
-
-
-def _reason(error: requests.RequestException) -> str:
-    """What went wrong, without the object addresses and nested classes that urllib3 prints."""
-    text = str(error)
-    found = re.search(r"(?:\[Errno -?\d+\] |: )([A-Z][a-z][^'\"()\[\]{}<>]*)['\")]*$", text)
-    return found[1].strip() if found else type(error).__name__
+        rule = f"{path} cannot be read ({error.strerror})"
+        raise errors.InvalidRequest([Fault("image", rule, has_value=False)]) from None
 
 
 def _validated(model: type[Any], values: Mapping[str, Any]) -> Any:

@@ -18,6 +18,8 @@ class Credentials:
     token: str | None = None
     """A fixed token, for the endpoints."""
     key_file: Path | None = None
+    token_manages: bool = False
+    """Whether the token may be sent to the management API."""
 
     def key(self, api: Api) -> str | None:
         """The key for one of TorchServe's APIs, if there is one."""
@@ -28,7 +30,7 @@ class Credentials:
                 return str(json.loads(self.key_file.read_text())[api]["key"])
             except (OSError, ValueError, KeyError, TypeError):
                 pass  # being rewritten, or not there: the server will say that a key is missing
-        return self.token
+        return self.token if self.token_manages else None
 
     def __str__(self) -> str:
         if self.token:

@@ -7,14 +7,18 @@ CloudVidError
 ├── ServerUnavailable       start, wait for or log in to the server
 │   ├── Unreachable
 │   ├── NotReady
+│   │   └── Unhealthy           its workers do not come up
 │   └── Unauthorized
 ├── StageError              one request failed; others may succeed
 │   ├── Rejected            the request itself is refused
 │   ├── Busy                the queue is full
 │   ├── OutOfMemory
-│   ├── StageFailed         the worker failed or died
-│   └── BrokenAnswer        cut, stalled, or not what its digest says
+│   ├── StageFailed         the handler failed
+│   ├── WorkerDied
+│   └── BrokenAnswer        cut, or not what its digest says
+│       └── Stalled         no sign of life
 └── OutputError             a file cannot be read or written
+    └── FolderInUse         another cloudvid writes there
 """
 
 from collections.abc import Sequence
@@ -48,8 +52,18 @@ class InvalidRequest(InvalidInput):
     """Parameters of a single request break their rules."""
 
 
-class ServerUnavailable(CloudVidError):
-    """The server cannot take requests as things are."""
+class _Answered(CloudVidError):
+    def __init__(self, message: str, body: ErrorBody | None = None) -> None:
+        super().__init__(message)
+        self.body = body
+
+
+class ServerUnavailable(_Answered):
+    """The server cannot take requests as things are.
+
+    Attributes:
+        body: what the server said, where it said something.
+    """
 
 
 class Unreachable(ServerUnavailable):
@@ -60,20 +74,20 @@ class NotReady(ServerUnavailable):
     """The server answers, but a stage has no worker that is ready."""
 
 
+class Unhealthy(NotReady):
+    """The server says itself that workers of a model do not come up."""
+
+
 class Unauthorized(ServerUnavailable):
     """The token is missing, wrong or expired."""
 
 
-class StageError(CloudVidError):
+class StageError(_Answered):
     """A request failed.
 
     Attributes:
         body: what the server said, where it said something.
     """
-
-    def __init__(self, message: str, body: ErrorBody | None = None) -> None:
-        super().__init__(message)
-        self.body = body
 
 
 class Rejected(StageError):
@@ -89,12 +103,24 @@ class OutOfMemory(StageError):
 
 
 class StageFailed(StageError):
-    """The worker failed or died while it ran the request."""
+    """The handler failed; the worker lives."""
+
+
+class WorkerDied(StageError):
+    """The worker died while it ran the request: crashed, killed, or replaced because it did not answer in time."""
 
 
 class BrokenAnswer(StageError):
-    """The answer was cut, stalled, or is not what its digest says."""
+    """The answer was cut, or is not what its digest says."""
+
+
+class Stalled(BrokenAnswer):
+    """No sign of life for as long as the client waits."""
 
 
 class OutputError(CloudVidError):
     """A file cannot be read or written."""
+
+
+class FolderInUse(OutputError):
+    """Another cloudvid writes to this folder."""

@@ -1,36 +1,84 @@
 """Writing files so that what stands under a final name is whole."""
 
 import os
+import re
 import secrets
 from pathlib import Path
 
 from cloudvid.errors import OutputError
 
+_HALF = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
-def write_file(path: Path, data: bytes) -> Path:
+
+class Disk:
+    """The operations that storing rests on, one system call each; a test passes one that fails."""
+
+    def open(self, path: Path, flags: int) -> int:
+        """Open a file, for a new one with the permissions that the umask leaves."""
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+    def write(self, handle: int, data: memoryview) -> int:
+        """Write a part of the data; how many bytes is returned."""
+        return os.write(handle, data)
+
+    def fsync(self, handle: int) -> None:
+        """Wait until what was written is on the disk."""
+        os.fsync(handle)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Give a file its final name, in one step."""
+        os.replace(source, target)
+
+
+DISK = Disk()
+
+
+def write_all(handle: int, data: bytes, disk: Disk) -> None:
+    """Write all of it, however many calls that takes, and wait until it is on the disk."""
+    left = memoryview(data)
+    while left:
+        left = left[disk.write(handle, left) :]
+    disk.fsync(handle)
+
+
+def write_file(path: Path, data: bytes, disk: Disk = DISK) -> Path:
     """Write a file whole or not at all: a new name in the same folder, fsync, rename, fsync of the folder.
 
     Raises:
         OutputError: it cannot be written; what stood there before still does.
     """
+    if not path.name:
+        raise OutputError(f"{path} is no name for a file")
     half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(half, path)
+            handle = disk.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                write_all(handle, data, disk)
+            finally:
+                os.close(handle)
+            disk.replace(half, path)
         except BaseException:
             half.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent, disk)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from None
     return path
+
+
+def sync_folder(folder: Path, disk: Disk) -> None:
+    """Wait until the folder's names are on the disk."""
+    handle = disk.open(folder, os.O_RDONLY)
+    try:
+        disk.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what a write that was cut off has left."""
+    for path in folder.iterdir():
+        if _HALF.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequ
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """A scene's id becomes a file name on any system: rejected where it cannot, never rewritten."""
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
+EXAMPLE = files("cloudvid").joinpath("templates/scenes.json").read_text()
+"""A scene file to begin with."""
 MAX_MOTION = 1000
 """Longest motion_desc in characters; it has to fit the clip's metadata."""
 
@@ -79,16 +82,36 @@ class Scene(BaseModel):
         """The request of the picture; its seed follows from the scene's id where none is given."""
         values = self.t2i_params.given()
         values.setdefault("seed", seed_of(Stage.T2I, self.id))
-        return TextToImageRequest(prompt=self.scene_desc, metadata={"scene_id": self.id}, **values)
+        return TextToImageRequest(prompt=self.scene_desc, **values)
 
     def i2v_request(self) -> ImageToVideoRequest:
         """The request of the clip, less its picture; its seed follows from the scene's id where none is given."""
         values = self.i2v_params.given()
         values.setdefault("seed", seed_of(Stage.I2V, self.id))
-        metadata = {"scene_id": self.id}
-        if self.motion_desc:
-            metadata["motion_desc"] = self.motion_desc
+        metadata = {"motion_desc": self.motion_desc} if self.motion_desc else None
         return ImageToVideoRequest(metadata=metadata, **values)
+
+
+def scene_schema() -> dict[str, Any]:
+    """JSON Schema of a scene file, for an editor that completes and checks it."""
+    scene = Scene.model_json_schema()
+    definitions = scene.pop("$defs")
+    definitions["Scene"] = scene
+    scenes = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Scene"}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "CloudVid scene file",
+        "anyOf": [
+            scenes,
+            {
+                "type": "object",
+                "properties": {"$schema": {"type": "string"}, "scenes": scenes},
+                "required": ["scenes"],
+                "additionalProperties": False,
+            },
+        ],
+        "$defs": definitions,
+    }
 
 
 def seed_of(stage: Stage, scene_id: str) -> int:

@@ -8,7 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from cloudvid_schema.strict_json import shorten
+from cloudvid_schema.strict_json import SHORT, shorten
+
+MAX_FAULTS = 20
+"""Most faults of one model that are spelled out."""
 
 # pydantic's error type -> the rule, with pydantic's own context filled in.
 _RULES = {
@@ -55,9 +58,8 @@ class Fault:
         """The value as an error body shows it: itself where it is a short plain value, else the start of its JSON."""
         plain = self.value is None or type(self.value) in (bool, int, float)
         plain = plain or (isinstance(self.value, str) and self.value.isprintable())  # not a lone surrogate, say
-        text = shorten(self.value)
         finite = not isinstance(self.value, float) or math.isfinite(self.value)
-        return self.value if plain and finite and not text.endswith("characters)") else text
+        return self.value if plain and finite and len(str(self.value)) <= SHORT else shorten(self.value)
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}" if self.place else self.message
@@ -70,7 +72,8 @@ def place_of(location: Iterable[int | str], prefix: str = "") -> str:
         if isinstance(step, int):
             place += f"[{step}]"
         else:
-            place += f".{step}" if place else step
+            name = step if len(step) <= SHORT and step.isprintable() else shorten(step)
+            place += f".{name}" if place else name
     return place
 
 
@@ -87,7 +90,7 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> Mappi
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """The rule for a key that is not known, naming the nearest one that is."""
     known = sorted(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key[:SHORT], known, n=1, cutoff=0.6)
     return f"is not known; did you mean {near[0]}?" if near else f"is not known; known are {', '.join(known)}"
 
 
@@ -100,7 +103,8 @@ def faults_of(error: ValidationError, model: type[BaseModel], prefix: str = "") 
         prefix: where the validated value stands in a larger input, e.g. `scenes[3]`.
     """
     found = []
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details[:MAX_FAULTS]:
         location, kind = detail["loc"], detail["type"]
         place = place_of(location, prefix)
         if kind == "extra_forbidden":
@@ -110,4 +114,6 @@ def faults_of(error: ValidationError, model: type[BaseModel], prefix: str = "") 
             continue
         rule = _RULES.get(kind, detail["msg"]).format(**detail.get("ctx", {}))
         found.append(Fault(place, rule, detail["input"], has_value=kind != "missing"))
+    if len(details) > MAX_FAULTS:
+        found.append(Fault(prefix, f"{len(details) - MAX_FAULTS} more faults", has_value=False))
     return found

@@ -18,6 +18,9 @@ MAX_SEED = 2**32 - 1
 MAX_SIDE = 2048
 """Longest side of a picture or a frame, in pixels."""
 
+MAX_STEPS = 500
+"""Most denoising steps. Of 1000 training steps more would be unevenly spaced, and PNDM fails at 1000."""
+
 MAX_PROMPT = 2000
 """Longest prompt in characters. CLIP itself reads 77 tokens, about 300 characters, and ignores the rest."""
 
@@ -79,7 +82,7 @@ class TextToImageOptions(_Parameters):
     num_inference_steps: int = Field(
         30,
         ge=1,
-        le=1000,
+        le=MAX_STEPS,
         description="Denoising steps. (diffusers' own default is 50.)",
         json_schema_extra=_unit("steps"),
     )
@@ -136,7 +139,7 @@ class ImageToVideoParameters(_Parameters):
         json_schema_extra=_unit("frames"),
     )
     num_inference_steps: int = Field(
-        25, ge=1, le=1000, description="Denoising steps.", json_schema_extra=_unit("steps")
+        25, ge=1, le=MAX_STEPS, description="Denoising steps.", json_schema_extra=_unit("steps")
     )
     fps: int = Field(
         7,

@@ -32,8 +32,13 @@ TIMING_HEADER = "Server-Timing"
 
 MAX_METADATA_BYTES = 8192
 """Largest `metadata` object, as compact UTF-8 JSON."""
+MAX_DEPTH = 32
+"""Deepest nesting of `metadata`."""
 MAX_IMAGE_BYTES = 32 * 2**20
 """Largest picture file that `i2v` takes. TorchServe's `max_request_size` leaves room for its base64 form."""
+
+RECIPE_KEY = "cloudvid"
+"""Keyword of the PNG's iTXt chunk that holds the recipe; an MP4 has it as its comment."""
 
 TINY_MODEL = "cloudvid-tiny"
 """Model names that begin so have small random weights: what they make is noise."""
@@ -50,11 +55,26 @@ MEDIA_TYPE = {Stage.T2I: PNG, Stage.I2V: MP4}
 """What each stage answers with."""
 
 
+def depth(value: object) -> int:
+    """How deeply objects and arrays are nested: 0 for a plain value."""
+    level, nested = 0, [value]
+    while nested := [
+        inner
+        for outer in nested
+        if isinstance(outer, dict | list)
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]:
+        level += 1
+    return level
+
+
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
+    if depth(metadata) > MAX_DEPTH:
+        raise PydanticCustomError("metadata_depth", "must be nested at most {limit} deep", {"limit": MAX_DEPTH})
     try:
         text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         size = len(text.encode())
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError):
         raise PydanticCustomError("metadata_json", "must be plain JSON of finite numbers and valid Unicode") from None
     if size > MAX_METADATA_BYTES:
         raise PydanticCustomError(
@@ -72,16 +92,21 @@ Metadata = Annotated[
 ]
 
 
+EmbedRecipe = Annotated[bool, Field(description="Whether the file carries its recipe and the metadata.")]
+
+
 class TextToImageRequest(TextToImageParameters):
     """Body of `POST /predictions/t2i`."""
 
     metadata: Metadata = None
+    embed_recipe: EmbedRecipe = True
 
 
 class ImageToVideoRequest(ImageToVideoParameters):
     """Body of `POST /predictions/i2v`, less the picture."""
 
     metadata: Metadata = None
+    embed_recipe: EmbedRecipe = True
 
 
 Request = TextToImageRequest | ImageToVideoRequest
@@ -135,6 +160,23 @@ class RequestError(Exception):
     def unreadable(cls, message: str) -> "RequestError":
         """400: the body cannot be read at all."""
         return cls(400, "UnreadableBody", message)
+
+
+class WorkerUnfit(Exception):
+    """The worker cannot run any further request and has to be replaced."""
+
+
+class Description(BaseModel):
+    """What an endpoint says of itself: `GET :8081/models/{stage}?customized=true`, one entry a worker."""
+
+    stage: Stage
+    model: str
+    """Identity of the model, `id@revision`."""
+    seconds: dict[str, float] = {}
+    """Seconds per million pixels (of each frame) that this worker measured: of a denoising step, of decoding. Empty
+    before its first request."""
+    num_frames: int | None = None
+    """Of i2v: how many frames a clip has where the request does not say."""
 
 
 class Started(BaseModel):

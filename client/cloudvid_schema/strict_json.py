@@ -41,8 +41,12 @@ def loads(text: bytes | str) -> Any:
         raise JsonError(f"not JSON: {error}") from None
 
 
-def shorten(value: object, limit: int = 80) -> str:
-    """A value as JSON on one line of at most `limit` characters, for a message."""
+SHORT = 80
+"""Characters of a value that a message shows."""
+
+
+def shorten(value: object, limit: int = SHORT) -> str:
+    """A value as JSON on one line of at most about `limit` characters, for a message."""
     try:
         text = json.dumps(value, ensure_ascii=True)
     except (TypeError, ValueError, RecursionError):

@@ -7,12 +7,24 @@ import numpy as np
 import torch
 from diffusers import StableVideoDiffusionPipeline
 
-from cloudvid_schema.protocol import MP4, ImageToVideoRequest, Stage
+from cloudvid_schema.protocol import MP4, Description, ImageToVideoRequest, RequestError, Stage
+from cloudvid_schema.sizes import clip_size
 from cloudvid_stages import media
-from cloudvid_stages.pictures import clip_size, fit_picture, open_picture
-from cloudvid_stages.recipe import digest_of, make_recipe
+from cloudvid_stages.pictures import fit_picture, open_picture
+from cloudvid_stages.recipe import NOT_PARAMETERS, digest_of, make_recipe, recipe_of_png
 from cloudvid_stages.settings import StageSettings, read_settings
-from cloudvid_stages.stage import OnStart, OnStep, Output, Stopwatch, device_name, draw_seed, generator, load_pipeline
+from cloudvid_stages.stage import (
+    Meter,
+    OnStart,
+    OnStep,
+    Output,
+    Stopwatch,
+    device_faults,
+    device_name,
+    draw_seed,
+    generator,
+    load_pipeline,
+)
 
 
 class ImageToVideo:
@@ -20,10 +32,19 @@ class ImageToVideo:
 
     stage: ClassVar[Stage] = Stage.I2V
 
-    def __init__(self, pipeline: StableVideoDiffusionPipeline, identity: str, settings: StageSettings) -> None:
+    def __init__(
+        self, pipeline: StableVideoDiffusionPipeline, identity: str, precision: str, settings: StageSettings
+    ) -> None:
         self._pipeline = pipeline
         self._settings = settings
         self.identity = identity
+        self._precision = precision
+        self._meter = Meter()
+
+    def describe(self) -> Description:
+        """What this worker says of itself."""
+        num_frames = self._pipeline.unet.config.num_frames
+        return Description(stage=self.stage, model=self.identity, seconds=self._meter.seconds, num_frames=num_frames)
 
     @classmethod
     def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> Self:
@@ -37,9 +58,12 @@ class ImageToVideo:
             SettingsError: a setting is wrong or the model cannot be used.
         """
         settings = read_settings(cls.stage, section)
-        pipeline, checkpoint, _ = load_pipeline(StableVideoDiffusionPipeline, settings, device_name(gpu_id))
-        return cls(pipeline, checkpoint.identity, settings)
+        pipeline, checkpoint, precision = load_pipeline(
+            StableVideoDiffusionPipeline, cls.stage, settings, device_name(gpu_id)
+        )
+        return cls(pipeline, checkpoint.identity, precision, settings)
 
+    @device_faults()
     @torch.inference_mode()
     def run(self, request: ImageToVideoRequest, picture: bytes, on_start: OnStart, on_step: OnStep) -> Output:
         """Make one clip.
@@ -54,7 +78,9 @@ class ImageToVideo:
             RequestError: 422, the picture cannot be read or its size cannot be animated.
         """
         image = open_picture(picture)
-        width, height = clip_size(image.size, request.width, request.height)
+        (width, height), faults = clip_size(image.size, request.width, request.height)
+        if faults:
+            raise RequestError.invalid(faults)
         num_frames = request.num_frames or self._pipeline.unet.config.num_frames
         chunk = request.decode_chunk_size or self._settings.decode_chunk_size
         seed = draw_seed() if request.seed is None else request.seed
@@ -92,16 +118,19 @@ class ImageToVideo:
         finally:
             hook.remove()
         pixels = (frames * 255).round().astype(np.uint8)
-        parameters = request.model_dump(exclude={"metadata"}) | {
+        parameters = request.model_dump(exclude=NOT_PARAMETERS) | {
             "width": width,
             "height": height,
             "num_frames": num_frames,
             "decode_chunk_size": chunk,
             "seed": seed,
         }
-        recipe = make_recipe(self.stage, parameters, self.identity, request.metadata)
+        recipe = make_recipe(self.stage, parameters, self.identity, self._precision, request.metadata)
         recipe["picture"] = {"sha256": digest_of(picture), "width": image.width, "height": image.height}
+        if (of_picture := recipe_of_png(picture)) is not None:
+            recipe["picture"]["recipe"] = of_picture
         recipe["frames_sha256"] = digest_of(pixels)
-        data = media.mp4_bytes(pixels, request.fps, recipe)
+        data = media.mp4_bytes(pixels, request.fps, recipe if request.embed_recipe else None)
         watch.step("encode", 1, 1)
+        self._meter.count(watch.timings, width * height * num_frames, request.num_inference_steps)
         return Output(data, MP4, seed, watch.timings, recipe)

@@ -10,10 +10,9 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from cloudvid_schema.protocol import RECIPE_KEY
 from cloudvid_stages.recipe import recipe_text
 
-RECIPE_KEY = "cloudvid"
-"""Keyword of the PNG's iTXt chunk that holds the recipe; an MP4 has it as its comment."""
 _PNG_LEVEL = 1  # zlib's fastest: half the time of level 6 for files a tenth larger
 # RGB to limited-range BT.709, and tagged so: players take an untagged clip for one or the other by its size.
 _TO_BT709 = (
@@ -26,16 +25,17 @@ class EncodingError(RuntimeError):
     """ffmpeg did not make the clip; the message holds the last line of what it said."""
 
 
-def png_bytes(image: Image.Image, recipe: dict[str, Any]) -> bytes:
-    """A picture as a PNG file, lossless, with its recipe in an iTXt chunk."""
+def png_bytes(image: Image.Image, recipe: dict[str, Any] | None) -> bytes:
+    """A picture as a PNG file, lossless, with its recipe, if any, in an iTXt chunk."""
     info = PngImagePlugin.PngInfo()
-    info.add_itxt(RECIPE_KEY, recipe_text(recipe))
+    if recipe is not None:
+        info.add_itxt(RECIPE_KEY, recipe_text(recipe))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
     return buffer.getvalue()
 
 
-def mp4_bytes(frames: np.ndarray, fps: int, recipe: dict[str, Any]) -> bytes:
+def mp4_bytes(frames: np.ndarray, fps: int, recipe: dict[str, Any] | None) -> bytes:
     """Frames as an MP4 file: H.264, yuv420p (BT.709), faststart, exactly these frames at exactly this rate.
 
     One encoder thread, as x264's output depends on how many there are: 25 frames of 1024×576 take 0.25 s.
@@ -43,7 +43,7 @@ def mp4_bytes(frames: np.ndarray, fps: int, recipe: dict[str, Any]) -> bytes:
     Args:
         frames: N×H×W×3 uint8, RGB; H and W even.
         fps: frames per second.
-        recipe: stored as the file's comment.
+        recipe: stored as the file's comment, if there is one.
 
     Raises:
         EncodingError: ffmpeg failed.
@@ -57,7 +57,8 @@ def mp4_bytes(frames: np.ndarray, fps: int, recipe: dict[str, Any]) -> bytes:
             "-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{width}x{height}", "-framerate", str(fps),
             "-i", "pipe:0", "-frames:v", str(count), "-vf", _TO_BT709, "-pix_fmt", "yuv420p",
             "-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-threads", "1",
-            "-movflags", "+faststart", "-metadata", f"comment={recipe_text(recipe)}", str(target),
+            "-movflags", "+faststart",
+            *(("-metadata", f"comment={recipe_text(recipe)}") if recipe is not None else ()), str(target),
         ]
         # fmt: on
         pixels = np.ascontiguousarray(frames)

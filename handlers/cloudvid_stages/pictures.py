@@ -6,7 +6,6 @@ import warnings
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cloudvid_schema.faults import Fault
-from cloudvid_schema.parameters import I2V_MULTIPLE, MAX_SIDE
 from cloudvid_schema.protocol import RequestError
 
 MAX_PIXELS = 4096 * 4096
@@ -34,7 +33,8 @@ def open_picture(data: bytes) -> Image.Image:
         raise _refused(f"must be a readable picture ({type(error).__name__})") from None
     if image.width * image.height > MAX_PIXELS:
         raise _refused(f"must have at most {MAX_PIXELS} pixels, got {image.width}×{image.height}")
-    if (frames := getattr(image, "n_frames", 1)) != 1:
+    # A camera's JPEG with a preview inside (MPO) is one picture and then some: its first frame is the picture.
+    if (frames := getattr(image, "n_frames", 1)) != 1 and image.format != "MPO":
         raise _refused(f"must be a still picture, got {frames} frames")
     if image.mode not in _MODES:
         raise _refused(f"must have 8 bits a channel, got mode {image.mode}")
@@ -47,38 +47,6 @@ def open_picture(data: bytes) -> Image.Image:
         return image.convert("RGB")
     except Exception as error:  # as above: truncated or absurd data
         raise _refused(f"must be a whole picture ({type(error).__name__})") from None
-
-
-def clip_size(picture: tuple[int, int], width: int | None, height: int | None) -> tuple[int, int]:
-    """Width and height of the clip in pixels: as asked, else the picture's own, rounded down to what SVD can make.
-
-    Where one side is asked for, the other keeps the picture's aspect.
-
-    Raises:
-        RequestError: 422; the size that follows is below 64 or above the largest side.
-    """
-    own_width, own_height = picture
-    sides = {
-        "width": width or (own_width if height is None else height * own_width / own_height),
-        "height": height or (own_height if width is None else width * own_height / own_width),
-    }
-    faults = [
-        Fault(
-            name,
-            f"must be {I2V_MULTIPLE} to {MAX_SIDE}, and follows as {round(side)} from the picture's "
-            f"{own_width}×{own_height}; give both width and height",
-            has_value=False,
-        )
-        for name, side in sides.items()
-        if not I2V_MULTIPLE <= side < MAX_SIDE + I2V_MULTIPLE
-    ]
-    if faults:
-        raise RequestError.invalid(faults)
-    return _down(sides["width"]), _down(sides["height"])
-
-
-def _down(side: float) -> int:
-    return int(side) // I2V_MULTIPLE * I2V_MULTIPLE
 
 
 def fit_picture(image: Image.Image, width: int, height: int, fit: str) -> Image.Image:

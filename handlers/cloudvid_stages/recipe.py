@@ -1,24 +1,36 @@
 """The recipe of a file: what has to be known to make the same bytes again."""
 
 import hashlib
+import io
 import json
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from cloudvid_schema import __version__
-from cloudvid_schema.protocol import Stage
+from cloudvid_schema import __version__, strict_json
+from cloudvid_schema.protocol import MAX_DEPTH, RECIPE_KEY, Stage, depth
 
 _VERSIONS = {"cloudvid": __version__, "diffusers": version("diffusers"), "torch": str(torch.__version__)}
 
+NOT_PARAMETERS = {"metadata", "embed_recipe"}
+"""Fields of a request that do not shape its pixels."""
+_MAX_RECIPE = 2**16  # characters; ours have about a thousand, and a caller's picture may hold anything
+
 
 def make_recipe(
-    stage: Stage, parameters: dict[str, Any], model: str, metadata: dict[str, Any] | None
+    stage: Stage, parameters: dict[str, Any], model: str, precision: str, metadata: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The recipe of one file. It holds no time and no host: the same request gives the same recipe."""
-    recipe: dict[str, Any] = {"stage": str(stage), "model": model, "parameters": parameters, "versions": _VERSIONS}
+    recipe: dict[str, Any] = {
+        "stage": str(stage),
+        "model": model,
+        "precision": precision,
+        "parameters": parameters,
+        "versions": _VERSIONS,
+    }
     if metadata is not None:
         recipe["metadata"] = metadata
     return recipe
@@ -27,6 +39,18 @@ def make_recipe(
 def recipe_text(recipe: dict[str, Any]) -> str:
     """A recipe as the ASCII text that PNG and MP4 files carry."""
     return json.dumps(recipe, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+
+
+def recipe_of_png(data: bytes) -> dict[str, Any] | None:
+    """The recipe inside a PNG file that this program made, or None."""
+    with Image.open(io.BytesIO(data)) as image:
+        text = getattr(image, "text", {}).get(RECIPE_KEY, "")
+    try:
+        recipe = strict_json.loads(text) if 0 < len(text) <= _MAX_RECIPE else None
+        is_ours = isinstance(recipe, dict) and len(recipe_text(recipe)) <= _MAX_RECIPE and depth(recipe) <= MAX_DEPTH
+    except (strict_json.JsonError, ValueError):
+        return None
+    return recipe if is_ours else None
 
 
 def digest_of(data: bytes | np.ndarray) -> str:

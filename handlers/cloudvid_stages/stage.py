@@ -1,14 +1,18 @@
 """What both stages share: how one is loaded, how it reports steps, what it hands back."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal, TypeVar
 
 import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from cloudvid_schema.parameters import MAX_SEED
+from cloudvid_schema.protocol import RequestError, Stage, WorkerUnfit
 from cloudvid_stages.settings import StageSettings
 from cloudvid_stages.weights import Checkpoint, find
 
@@ -33,6 +37,21 @@ class Output:
     """Milliseconds of each phase."""
     recipe: dict[str, Any]
     """The parameters in force, the seed, the model and the versions: what makes the same file again."""
+
+
+class Meter:
+    """Seconds per million pixels, by phase, averaged so that the last ten requests or so count most."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def count(self, timings: dict[str, float], pixels: int, steps: int) -> None:
+        """Take in the timings (milliseconds) of a request of so many pixels over all frames, and denoising steps."""
+        for phase, per in (("denoise", steps), ("decode", 1)):
+            if phase in timings:
+                new = timings[phase] / 1000 / per / (pixels / 1e6)
+                old = self.seconds.get(phase, new)
+                self.seconds[phase] = old + (new - old) * 0.1 if phase in self.seconds else new
 
 
 @dataclass
@@ -67,16 +86,23 @@ def device_name(gpu_id: int | None) -> str:
 
 
 def load_pipeline(
-    pipeline_class: type[Pipeline], settings: StageSettings, device: str
-) -> tuple[Pipeline, Checkpoint, torch.dtype]:
+    pipeline_class: type[Pipeline], stage: Stage, settings: StageSettings, device: str
+) -> tuple[Pipeline, Checkpoint, str]:
     """Load a diffusers pipeline from safetensors alone, without touching the network.
+
+    Returns:
+        The pipeline on its device, where it came from, and its precision (`fp16`, `bf16`, `fp32`).
 
     Raises:
         SettingsError: the model is not on this machine or is of another class.
     """
     checkpoint = find(settings)
-    checkpoint.check_class(pipeline_class.__name__)
-    dtype = _DTYPES[settings.dtype] if settings.dtype != "auto" else _DTYPES["fp16" if device != "cpu" else "fp32"]
+    checkpoint.check(stage)
+    precision = settings.dtype if settings.dtype != "auto" else "fp16" if device != "cpu" else "fp32"
+    dtype = _DTYPES[precision]
+    # diffusers quotes the part of a prompt that CLIP cannot read: no prompt belongs in a log.
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
     has_variant = checkpoint.has_fp16_variant
     has_full = any(".fp16" not in file.name for file in checkpoint.path.glob("unet/*.safetensors"))
     pipeline = pipeline_class.from_pretrained(  # type: ignore[attr-defined]
@@ -87,4 +113,23 @@ def load_pipeline(
         local_files_only=True,
     )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device), checkpoint, dtype
+    return pipeline.to(device), checkpoint, precision
+
+
+@contextmanager
+def device_faults() -> Iterator[None]:
+    """Tell apart what a device's failure means, by its type: out of memory is this request's answer, any other leaves
+    the process with a CUDA context that cannot be used again.
+
+    Raises:
+        RequestError: 507.
+        WorkerUnfit: the process has to end.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise RequestError(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames") from None
+    except torch.AcceleratorError as error:
+        raise WorkerUnfit(str(error).partition("\n")[0]) from error

@@ -6,11 +6,22 @@ from typing import Any, ClassVar, Self
 import torch
 from diffusers import StableDiffusionPipeline
 
-from cloudvid_schema.protocol import PNG, Stage, TextToImageRequest
+from cloudvid_schema.protocol import PNG, Description, Stage, TextToImageRequest
 from cloudvid_stages import media
-from cloudvid_stages.recipe import make_recipe
+from cloudvid_stages.recipe import NOT_PARAMETERS, make_recipe
 from cloudvid_stages.settings import read_settings
-from cloudvid_stages.stage import OnStart, OnStep, Output, Stopwatch, device_name, draw_seed, generator, load_pipeline
+from cloudvid_stages.stage import (
+    Meter,
+    OnStart,
+    OnStep,
+    Output,
+    Stopwatch,
+    device_faults,
+    device_name,
+    draw_seed,
+    generator,
+    load_pipeline,
+)
 
 
 class TextToImage:
@@ -18,9 +29,15 @@ class TextToImage:
 
     stage: ClassVar[Stage] = Stage.T2I
 
-    def __init__(self, pipeline: StableDiffusionPipeline, identity: str) -> None:
+    def __init__(self, pipeline: StableDiffusionPipeline, identity: str, precision: str) -> None:
         self._pipeline = pipeline
         self.identity = identity
+        self._precision = precision
+        self._meter = Meter()
+
+    def describe(self) -> Description:
+        """What this worker says of itself."""
+        return Description(stage=self.stage, model=self.identity, seconds=self._meter.seconds)
 
     @classmethod
     def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> Self:
@@ -34,9 +51,12 @@ class TextToImage:
             SettingsError: a setting is wrong or the model cannot be used.
         """
         settings = read_settings(cls.stage, section)
-        pipeline, checkpoint, _ = load_pipeline(StableDiffusionPipeline, settings, device_name(gpu_id))
-        return cls(pipeline, checkpoint.identity)
+        pipeline, checkpoint, precision = load_pipeline(
+            StableDiffusionPipeline, cls.stage, settings, device_name(gpu_id)
+        )
+        return cls(pipeline, checkpoint.identity, precision)
 
+    @device_faults()
     @torch.inference_mode()
     def run(self, request: TextToImageRequest, picture: None, on_start: OnStart, on_step: OnStep) -> Output:
         """Make one picture.
@@ -66,8 +86,9 @@ class TextToImage:
             callback_on_step_end=after_step,
         ).images[0]
         watch.step("decode", 1, 1)
-        parameters = request.model_dump(exclude={"metadata"}) | {"seed": seed}
-        recipe = make_recipe(self.stage, parameters, self.identity, request.metadata)
-        data = media.png_bytes(image, recipe)
+        parameters = request.model_dump(exclude=NOT_PARAMETERS) | {"seed": seed}
+        recipe = make_recipe(self.stage, parameters, self.identity, self._precision, request.metadata)
+        data = media.png_bytes(image, recipe if request.embed_recipe else None)
         watch.step("encode", 1, 1)
+        self._meter.count(watch.timings, image.width * image.height, request.num_inference_steps)
         return Output(data, PNG, seed, watch.timings, recipe)

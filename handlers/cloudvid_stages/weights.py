@@ -24,6 +24,8 @@ from cloudvid_schema.protocol import Stage
 from cloudvid_stages.settings import SettingsError, StageSettings, read_settings
 
 _FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.model"]
+PIPELINES = {Stage.T2I: "StableDiffusionPipeline", Stage.I2V: "StableVideoDiffusionPipeline"}
+"""The diffusers class that each stage runs."""
 _FP16 = re.compile(r"\.fp16(-\d+-of-\d+)?\.safetensors$")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
@@ -42,19 +44,24 @@ class Checkpoint:
         """Whether files of diffusers' `fp16` variant are there."""
         return any(_FP16.search(file.name) for file in self.path.glob("*/*.safetensors"))
 
-    def check_class(self, wanted: str) -> None:
-        """Refuse a checkpoint of another pipeline class.
+    def check(self, stage: Stage) -> None:
+        """Refuse a checkpoint of another pipeline class, or one of which a part is missing.
 
         Raises:
-            SettingsError: not a diffusers directory, or another class; the message names both.
+            SettingsError: the message names both classes, or the part.
         """
-        index = self.path / "model_index.json"
         try:
-            found = json.loads(index.read_text())["_class_name"]
+            index = json.loads((self.path / "model_index.json").read_text())
+            found = index["_class_name"]
         except (OSError, ValueError, KeyError, TypeError):
             raise SettingsError(f"{self.identity}: no readable model_index.json; a diffusers model has one") from None
-        if found != wanted:
-            raise SettingsError(f"{self.identity} is a {found} checkpoint; this stage needs a {wanted}")
+        if found != PIPELINES[stage]:
+            raise SettingsError(f"{self.identity} is a {found} checkpoint; {stage} needs a {PIPELINES[stage]}")
+        for part in ("unet", "vae"):
+            if not any((self.path / part).glob("*.safetensors")):
+                raise SettingsError(
+                    f"{self.identity} has no safetensors weights in {part}/; `make weights` fetches them"
+                )
 
 
 def find(settings: StageSettings) -> Checkpoint:
@@ -133,6 +140,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         section: dict[str, Any] = yaml.safe_load((options.settings / f"{stage}.yaml").read_text())["handler"]
         try:
             checkpoint = fetch(read_settings(stage, section))
+            checkpoint.check(stage)
         except SettingsError as error:
             print(f"{stage}: {error}", file=sys.stderr)
             return 1

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from cloudvid import errors
-from cloudvid.cli import scenes, server, single
+from cloudvid.cli import inspect, run, scenes, server, single
 
 app = typer.Typer(
     name="cloudvid",
@@ -18,10 +18,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("run")(scenes.run)
+app.command("run")(run.run)
+app.command("plan")(scenes.plan)
 app.command("validate")(scenes.validate)
+app.command("schema")(scenes.schema)
+app.command("init")(scenes.init)
 app.command("image")(single.image)
 app.command("video")(single.video)
+app.command("inspect")(inspect.inspect)
 app.command("wait")(server.wait)
 
 

@@ -9,9 +9,12 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import BaseModel
 
-from cloudvid.client import DEFAULT_SERVER, Client
+from cloudvid.client import Client
+from cloudvid.connection import DEFAULT_SERVER
 
 Command = Callable[..., None]
+SceneFile = Annotated[Path | None, typer.Argument(metavar="SCENES", help="JSON file of scenes.", show_default=False)]
+OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder for the pictures and clips.")]
 
 _SERVER_OPTIONS: dict[str, tuple[Any, Any]] = {
     "server": (

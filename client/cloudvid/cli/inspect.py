@@ -1,0 +1,56 @@
+"""The command `inspect`: what made a file, and a scene that makes it again."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cloudvid.errors import OutputError
+from cloudvid.media_files import read_recipe
+from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageOptions
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A PNG or MP4 file that CloudVid made.", show_default=False)],
+    as_scene: Annotated[
+        bool, typer.Option("--as-scene", help="Print a scene that makes the same bytes again.")
+    ] = False,
+) -> None:
+    """Show the recipe inside a file."""
+    recipe = read_recipe(file)
+    if recipe is None:
+        raise OutputError(f"{file} holds no recipe of CloudVid's")
+    print(json.dumps([scene_of(recipe, file)] if as_scene else recipe, indent=2, ensure_ascii=False))
+
+
+def scene_of(recipe: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A scene, as a scene file holds it, that makes the file again with the same model and hardware.
+
+    Raises:
+        OutputError: a clip whose picture is no picture of CloudVid's.
+    """
+    picture = recipe if recipe["stage"] == "t2i" else recipe.get("picture", {}).get("recipe")
+    if picture is None or "parameters" not in picture:
+        raise OutputError(f"{file} was made from a picture without a recipe: no scene makes it again")
+    prompt = picture["parameters"]["prompt"]
+    scene: dict[str, Any] = {
+        "id": re.sub(r"(_base_image|_video)$", "", file.stem),
+        "scene_desc": prompt,
+        "t2i_params": _given(picture["parameters"], TextToImageOptions),
+    }
+    metadata = dict(recipe.get("metadata") or {})
+    if recipe["stage"] == "i2v":
+        scene["i2v_params"] = _given(recipe["parameters"], ImageToVideoParameters)
+        if motion := metadata.pop("motion_desc", ""):
+            scene["motion_desc"] = motion
+    if metadata or (recipe is not picture and picture.get("metadata")):
+        print("note: the file also carries metadata that no scene holds; its bytes will differ there", file=sys.stderr)
+    return scene
+
+
+def _given(parameters: dict[str, Any], model: type[TextToImageOptions | ImageToVideoParameters]) -> dict[str, Any]:
+    """The parameters that a scene's section takes."""
+    return {name: value for name, value in parameters.items() if name in model.model_fields and value is not None}

@@ -1,0 +1,139 @@
+"""The command `run`."""
+
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cloudvid.batch import RenderOptions, render
+from cloudvid.cli.options import OutputDir, SceneFile, takes_client
+from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView, View
+from cloudvid.client import Client
+from cloudvid.errors import CloudVidError
+from cloudvid.events import BatchFinished
+from cloudvid.scenes import Scene, read_scenes
+from cloudvid_schema.protocol import Stage
+
+_MANY = 64
+
+
+@takes_client
+def run(
+    client: Client,
+    *,
+    scenes: SceneFile = None,
+    output_dir: OutputDir = Path("output"),
+    force: Annotated[bool, typer.Option("--force", help="Make everything again, whatever is there.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="ID", help="Only this scene; may be repeated.")
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.")] = False,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="How often a request is sent again.")] = 4,
+    patience: Annotated[
+        float, typer.Option("--patience", min=0, help="Seconds to wait for a server that is busy or away.")
+    ] = 900.0,
+    wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for a server that is not ready.")] = 0.0,
+    t2i_concurrency: Annotated[
+        int,
+        typer.Option("--t2i-concurrency", min=1, max=_MANY, help="Pictures at once, where workers cannot be counted."),
+    ] = 1,
+    i2v_concurrency: Annotated[
+        int, typer.Option("--i2v-concurrency", min=1, max=_MANY, help="Clips at once, where workers cannot be counted.")
+    ] = 1,
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Whether the files carry their recipe.")
+    ] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the paths of the files alone.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print events as JSON lines; see docs/events.schema.json.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json_file", hidden=True)] = None,
+) -> None:
+    """Make the picture and the clip of every scene in a file; go on where an earlier run stopped."""
+    path = scenes or json_file
+    if path is None or (scenes and json_file):
+        raise typer.BadParameter("name one file of scenes", param_hint="SCENES")
+    batch = read_scenes(path)
+    only = only or []
+    if unknown := sorted(set(only) - {scene.id for scene in batch}):
+        raise typer.BadParameter(f"no scene has the id {unknown[0]!r}", param_hint="--only")
+    options = RenderOptions(
+        force=force,
+        only=only,
+        fail_fast=fail_fast,
+        retries=retries,
+        patience=patience,
+        embed_recipe=metadata,
+        concurrency={Stage.T2I: t2i_concurrency, Stage.I2V: i2v_concurrency},
+    )
+    client.wait_until_ready(timeout=wait)
+    code = _render(batch, client, output_dir, options, _view(quiet, json))
+    if code:
+        raise typer.Exit(code)
+
+
+def _view(quiet: bool, json: bool) -> View:
+    if json:
+        return JsonView()
+    if quiet:
+        return QuietView()
+    console = Console()
+    return LiveView(console) if console.is_terminal else PlainView(sys.stdout)
+
+
+def _render(scenes: list[Scene], client: Client, output_dir: Path, options: RenderOptions, view: View) -> int:
+    finished: BatchFinished | None = None
+    events = render(scenes, client, output_dir, options)
+    try:
+        with _signals_as_interrupt():
+            for event in events:
+                view.show(event)
+                if isinstance(event, BatchFinished):
+                    finished = event
+    except KeyboardInterrupt:
+        events.close()
+        print(f"interrupted; to go on:\n  {resume_command(sys.argv)}", file=sys.stderr)
+        return 130
+    except CloudVidError:
+        print(f"to go on:\n  {resume_command(sys.argv)}", file=sys.stderr)
+        raise
+    finally:
+        view.close()
+    if finished is None or finished.failed:
+        print(f"to try what failed again:\n  {resume_command(sys.argv)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def resume_command(argv: list[str]) -> str:
+    """The command that goes on where this one stopped: the same, less `--force` and without its secret."""
+    words = ["cloudvid"]
+    arguments = iter(argv[1:])
+    for word in arguments:
+        if word == "--token":
+            next(arguments, None)
+        elif word != "--force" and not word.startswith("--token="):
+            words.append(word)
+    return shlex.join(words)
+
+
+@contextlib.contextmanager
+def _signals_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a batch as Ctrl-C does: in order, and resumable."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {sign: signal.signal(sign, interrupt) for sign in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)

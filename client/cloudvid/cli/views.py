@@ -1,0 +1,230 @@
+"""How a batch looks while it runs: live bars on a terminal, lines elsewhere, paths alone, or JSON."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from cloudvid.events import (
+    BatchEvent,
+    BatchFinished,
+    BatchStarted,
+    SceneFailed,
+    SceneSkipped,
+    StageDone,
+    StageProgress,
+    StageRetried,
+    StageStarted,
+)
+from cloudvid_schema.protocol import TINY_MODEL, Stage
+
+_PROGRESS_SECONDS = 15.0  # between two lines about the same clip, where there are no bars
+
+
+class View(Protocol):
+    """Shows events."""
+
+    def show(self, event: BatchEvent) -> None:
+        """Show one event."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class Pace:
+    """How fast the stages work: seconds a step, and when the batch will end.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.scenes = 0
+        self.done = dict.fromkeys(Stage, 0)
+        self._first: dict[Stage, float] = {}
+        self._last_step: dict[tuple[str, Stage], float] = {}
+        self.seconds_per_step: dict[Stage, float] = {}
+        self._settled = 0
+
+    def take(self, event: BatchEvent) -> None:
+        """Learn from an event."""
+        now = self._clock()
+        match event:
+            case BatchStarted():
+                self.scenes = event.scenes
+            case StageStarted():
+                self._first.setdefault(event.stage, now)
+                self._last_step[event.scene, event.stage] = now
+            case StageProgress(phase="denoise"):
+                self.seconds_per_step[event.stage] = now - self._last_step.get((event.scene, event.stage), now)
+                self._last_step[event.scene, event.stage] = now
+            case StageDone():
+                self.done[event.stage] += 1
+                self._last_step.pop((event.scene, event.stage), None)
+            case SceneSkipped() | SceneFailed():
+                self._settled += 1
+
+    def seconds_left(self) -> float | None:
+        """Until the slower stage is through, at the pace that was seen; None before a stage has ended once."""
+        estimates = []
+        for stage, began in self._first.items():
+            left = self.scenes - self._settled - self.done[stage]
+            if left > 0 and self.done[stage]:
+                estimates.append(left * (self._clock() - began) / self.done[stage])
+        return max(estimates) if estimates else None
+
+
+class PlainView:
+    """A line for each file, and now and then one for a long clip's progress."""
+
+    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._clock = out, clock
+        self._pace = Pace(clock)
+        self._last_line = clock()
+        self._is_noise = False
+
+    def show(self, event: BatchEvent) -> None:
+        """Print what is worth a line."""
+        self._pace.take(event)
+        match event:
+            case StageDone():
+                self._is_noise = self._is_noise or event.model.startswith(TINY_MODEL)
+                self._print(f"{event.path}  {event.size:,} bytes, {event.seconds:.1f} s, seed {event.seed}")
+            case SceneFailed():
+                self._print(f"failed: {event.scene}: {event.message}", sys.stderr)
+            case StageRetried():
+                self._print(f"again in {event.wait_seconds:.1f} s: {event.scene}: {event.message}", sys.stderr)
+            case StageProgress() if self._clock() - self._last_line >= _PROGRESS_SECONDS:
+                pace = self._pace.seconds_per_step.get(event.stage, 0.0)
+                steps = f"{event.phase} {event.step}/{event.steps}"
+                self._print(f"  {event.scene}: {event.stage} {steps}, {pace:.1f} s/step{_left(self._pace)}")
+            case BatchFinished():
+                if self._is_noise:
+                    print(NOISE_NOTE, file=self._out)
+                print(summary(event), file=self._out, flush=True)
+
+    def _print(self, line: str, out: TextIO | None = None) -> None:
+        self._last_line = self._clock()
+        print(line, file=out or self._out, flush=True)
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+NOISE_NOTE = "note: the tiny models have random weights, so these pictures are noise; PROFILE=real makes real ones"
+
+
+class LiveView:
+    """A bar for each stage that moves with every step, the lines above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._pace = Pace()
+        self._is_noise = False
+        self._console = console
+        columns = (
+            TextColumn("{task.description:<6}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[detail]}"),
+        )
+        self._progress = Progress(*columns, console=console, expand=True, transient=True)
+        self._tasks: dict[Stage, TaskID] = {}
+        self._parts: dict[Stage, dict[str, float]] = {stage: {} for stage in Stage}
+
+    def show(self, event: BatchEvent) -> None:
+        """Move the bars, print what is worth a line."""
+        self._pace.take(event)
+        match event:
+            case BatchStarted():
+                names = {Stage.T2I: "picture", Stage.I2V: "clip"}
+                for stage in Stage:
+                    self._tasks[stage] = self._progress.add_task(names[stage], total=event.scenes, count="", detail="")
+                self._progress.start()
+            case StageProgress():
+                self._parts[event.stage][event.scene] = (
+                    0.95 * event.step / event.steps if event.phase == "denoise" else 0.95
+                )
+                pace = self._pace.seconds_per_step.get(event.stage, 0.0)
+                detail = f"{event.scene} {event.phase} {event.step}/{event.steps}, {pace:.2f} s/step"
+                self._move(event.stage, detail)
+            case StageDone():
+                self._parts[event.stage].pop(event.scene, None)
+                self._is_noise = self._is_noise or event.model.startswith(TINY_MODEL)
+                self._console.print(
+                    f"{event.path}  {event.size:,} bytes, {event.seconds:.1f} s", markup=False, highlight=False
+                )
+                self._move(event.stage)
+            case SceneFailed():
+                self._console.print(f"failed: {event.scene}: {event.message}", style="red", markup=False)
+            case StageRetried():
+                text = f"again in {event.wait_seconds:.1f} s: {event.scene}: {event.message}"
+                self._console.print(text, style="yellow", markup=False)
+            case BatchFinished():
+                self.close()
+                if self._is_noise:
+                    self._console.print(NOISE_NOTE, markup=False, highlight=False)
+                self._console.print(summary(event), markup=False, highlight=False)
+
+    def _move(self, stage: Stage, detail: str = "") -> None:
+        done = self._pace.done[stage]
+        self._progress.update(
+            self._tasks[stage],
+            completed=done + sum(self._parts[stage].values()),
+            count=f"{done}/{self._pace.scenes}",
+            detail=detail + (_left(self._pace) if stage is Stage.I2V else ""),
+        )
+
+    def close(self) -> None:
+        """Take the bars away."""
+        self._progress.stop()
+
+
+class QuietView:
+    """The paths of the files, and what failed."""
+
+    def show(self, event: BatchEvent) -> None:
+        """Print a path, or why there is none."""
+        if isinstance(event, StageDone):
+            print(event.path, flush=True)
+        elif isinstance(event, SceneFailed):
+            print(f"failed: {event.scene}: {event.message}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+class JsonView:
+    """Each event as a line of JSON on stdout, the text for people on stderr."""
+
+    def __init__(self) -> None:
+        self._text = PlainView(sys.stderr)
+
+    def show(self, event: BatchEvent) -> None:
+        """Print the event."""
+        print(event.model_dump_json(), flush=True)
+        self._text.show(event)
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+def summary(event: BatchFinished) -> str:
+    """The batch in one line."""
+    parts = [f"{event.done} of {event.scenes} scenes done"]
+    parts += [f"{event.skipped} there already"] * bool(event.skipped)
+    parts += [f"{event.failed} failed"] * bool(event.failed)
+    parts += [f"stopped: {event.stopped}"] * bool(event.stopped)
+    return f"{', '.join(parts)} ({event.seconds:.0f} s)"
+
+
+def _left(pace: Pace) -> str:
+    seconds = pace.seconds_left()
+    if seconds is None:
+        return ""
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f", {hours}:{minutes:02}:{seconds:02} left"

@@ -1,0 +1,90 @@
+"""HTTP as the client needs it: keys that change, no proxies, no redirects, and errors of our own tree."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from cloudvid import errors
+from cloudvid.answers import error_body
+from cloudvid.credentials import Api, Credentials
+
+DEFAULT_SERVER = "http://127.0.0.1:8080"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Sends requests with the right key."""
+
+    session: requests.Session
+    credentials: Credentials
+
+    def call(self, method: str, url: str, api: Api, **arguments: Any) -> requests.Response:
+        """One HTTP exchange; with a key that was refused, once more if the key file has a new one."""
+        key = self.credentials.key(api)
+        while True:
+            headers = {**arguments.pop("headers", {}), **({"Authorization": f"Bearer {key}"} if key else {})}
+            try:
+                response = self.session.request(method, url, headers=headers, allow_redirects=False, **arguments)
+                refused = response.status_code in (400, 401, 403)
+                content = response.content if refused else b""
+            except requests.ReadTimeout:
+                raise errors.Stalled(f"{url}: no sign of life within the time-out") from None
+            except requests.RequestException as error:
+                raise errors.Unreachable(f"nothing answers at {url}: {reason(error)}") from None
+            if not refused:
+                return response
+            body = error_body(response.status_code, content)
+            if response.status_code == 400 and body.type != "InvalidKeyException":
+                return response
+            renewed = self.credentials.key(api)
+            if renewed == key:
+                raise errors.Unauthorized(f"{url} refuses {self.credentials}: {body.message}", body)
+            key, arguments["headers"] = renewed, headers
+
+
+def plain_session() -> requests.Session:
+    """A session that leaves the token to us."""
+    session = requests.Session()
+    session.trust_env = False  # a ~/.netrc would replace the token, and a proxy would see it
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=64, max_retries=0))
+    return session
+
+
+def address(url: str) -> str:
+    """A server's address in one form.
+
+    Raises:
+        Unreachable: it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise errors.Unreachable(f"{url!r} is no address of a server; one looks like {DEFAULT_SERVER}")
+    return url.rstrip("/")
+
+
+def next_port(url: str) -> str:
+    """The management API's usual place: the port above the endpoints'."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return urlunsplit((parts.scheme, f"{host}:{(parts.port or 8080) + 1}", "", "", ""))
+
+
+def reason(error: requests.RequestException) -> str:
+    """What went wrong, without the object addresses and nested classes that urllib3 prints."""
+    text = str(error)
+    found = re.search(r"(?:\[Errno -?\d+\] |: )([A-Z][a-z][^'\"()\[\]{}<>]*)['\")]*$", text)
+    return found[1].strip() if found else type(error).__name__
+
+
+def timed_out(error: requests.RequestException) -> bool:
+    """Requests reports a read that timed out within a body as a ConnectionError around urllib3's own error."""
+    return isinstance(error, requests.ReadTimeout) or "Read timed out" in str(error)

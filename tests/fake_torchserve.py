@@ -1,0 +1,276 @@
+"""TorchServe's protocol around the real handler, with stages that take no time: for kills, faults and many requests.
+
+Requests go through `StageHandler` as in a worker: rows, headers, events and error bodies are the real ones. Only the
+pipelines are replaced: a picture is noise of its seed, at once.
+"""
+
+import json
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import numpy as np
+from fake_server import Answer
+from PIL import Image
+from ts.context import Context, RequestProcessor
+
+from cloudvid_schema.protocol import MP4, PNG, Description, Stage
+from cloudvid_stages import media
+from cloudvid_stages.recipe import NOT_PARAMETERS, digest_of, make_recipe, recipe_of_png
+from cloudvid_stages.stage import Meter, Output, draw_seed
+from stage_handler import StageHandler
+
+CLIP_FRAMES = 3
+
+
+class _Noise:
+    """A stage whose picture or clip is noise that follows from the request."""
+
+    stage: ClassVar[Stage]
+
+    def __init__(self, identity: str, step_seconds: float) -> None:
+        self.identity = identity
+        self.step_seconds = step_seconds
+        self._meter = Meter()
+
+    @classmethod
+    def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> "_Noise":
+        return cls(section["identity"], section["step_seconds"])
+
+    def describe(self) -> Description:
+        return Description(stage=self.stage, model=self.identity, seconds=self._meter.seconds)
+
+    def run(self, request, picture, on_start, on_step) -> Output:
+        seed = draw_seed() if request.seed is None else request.seed
+        on_start(seed, self.identity)
+        for step in range(request.num_inference_steps):
+            if self.step_seconds:
+                time.sleep(self.step_seconds)
+            on_step("denoise", step + 1, request.num_inference_steps)
+        timings = {"denoise": 10.0 * request.num_inference_steps, "decode": 5.0}
+        parameters = request.model_dump(exclude=NOT_PARAMETERS) | {"seed": seed}
+        recipe = make_recipe(self.stage, parameters, self.identity, "fp32", request.metadata)
+        source = json.dumps(parameters, sort_keys=True) + self.identity
+        noise = np.random.default_rng(list(digest_of(source.encode()).encode()))
+        embedded = recipe if request.embed_recipe else None
+        if self.stage is Stage.T2I:
+            self._meter.count(timings, request.width * request.height, request.num_inference_steps)
+            pixels = noise.integers(0, 256, (request.height, request.width, 3), np.uint8)
+            return Output(media.png_bytes(Image.fromarray(pixels), embedded), PNG, seed, timings, recipe)
+        self._meter.count(timings, 64 * 64 * CLIP_FRAMES, request.num_inference_steps)
+        recipe["picture"] = {"sha256": digest_of(picture), "recipe": recipe_of_png(picture)}
+        frames = noise.integers(0, 256, (CLIP_FRAMES, 64, 64, 3), np.uint8)
+        return Output(media.mp4_bytes(frames, request.fps, embedded), MP4, seed, timings, recipe)
+
+
+class _Picture(_Noise):
+    stage = Stage.T2I
+
+
+class _Clip(_Noise):
+    stage = Stage.I2V
+
+
+class _PictureHandler(StageHandler):
+    stage_class = _Picture
+
+
+class _ClipHandler(StageHandler):
+    stage_class = _Clip
+
+
+class _Worker:
+    """A handler in its context, as TorchServe's worker process holds it."""
+
+    def __init__(self, stage: Stage, identity: str, step_seconds: float) -> None:
+        self.handler = _PictureHandler() if stage is Stage.T2I else _ClipHandler()
+        section = {"handler": {"identity": identity, "step_seconds": step_seconds}}
+        self.context = Context(str(stage), ".", {}, 1, None, "0.12.0", model_yaml_config=section)
+        self.handler.initialize(self.context)
+
+    def answer(self, row: dict[str, bytes], headers: dict[str, str], send: Callable[[bytes], None]):
+        """Status, headers and last part of the answer; parts before it are sent as they come."""
+        processor = RequestProcessor(headers)
+        self.context.request_ids, self.context.request_processor = {0: "id"}, [processor]
+        self.context.cl_socket = _Frames(send)
+        (last,) = self.handler.handle([row], self.context)
+        return processor.get_response_status_code(), processor.get_response_headers(), last
+
+
+class _Frames:
+    """Takes the frames that TorchServe's worker sends to its server, and passes each one's body on."""
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
+
+    def sendall(self, frame: bytes) -> None:
+        at = 4  # the code
+
+        def text() -> bytes:
+            nonlocal at
+            (size,) = struct.unpack_from("!i", frame, at)
+            at += 4 + size
+            return frame[at - size : at]
+
+        text(), text(), text()  # message, request id, content type
+        at += 4  # status
+        text()  # phrase
+        (headers,) = struct.unpack_from("!i", frame, at)
+        at += 4
+        for _ in range(2 * headers):
+            text()
+        self._send(text())
+
+
+class FakeTorchServe(ThreadingHTTPServer):
+    """Both endpoints and the management API on one port.
+
+    Args:
+        workers: of each stage.
+        step_seconds: how long a step takes.
+        fault: asked before each POST; an answer replaces the stage's own.
+        cut: asked before each POST; how many bytes of the answer's body to send before the connection is cut.
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, workers=1, step_seconds=0.0, fault=None, cut=None, identities=None, port=0):
+        super().__init__(("127.0.0.1", port), _Http)
+        identities = identities or {stage: f"noise-{stage}@1" for stage in Stage}
+        self.workers = dict.fromkeys(Stage, workers)
+        self.free = {stage: threading.Semaphore(workers) for stage in Stage}
+        self.pool = {
+            stage: [_Worker(stage, identities[stage], step_seconds) for _ in range(workers)] for stage in Stage
+        }
+        self.fault, self.cut = fault or (lambda stage, body: None), cut or (lambda stage: None)
+        self.posts: Counter[Stage] = Counter()
+        self.running: Counter[Stage] = Counter()
+        self.most_running = 0
+        """How many requests were in the server's hands at once, at most, of one stage."""
+        self.overlapped = False
+        """Whether both stages were at work at one moment."""
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request, client_address):
+        """A client that went away is no news here."""
+
+
+class _Http(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: FakeTorchServe
+
+    def do_GET(self):
+        name = self.path.rsplit("/", 1)[-1].partition("?")[0]
+        if self.path == "/ping":
+            self._send(200, {}, b"{}")
+        elif self.path.startswith("/models/"):
+            stage = Stage(name)
+            model: dict[str, Any] = {"workers": [{"status": "READY"}] * self.server.workers[stage]}
+            if self.path.endswith("customized=true"):
+                _, _, text = self.server.pool[stage][0].answer({}, {"describe": "True"}, lambda part: None)
+                model["customizedMetadata"] = json.loads(text)
+            self._send(200, {}, json.dumps([model]).encode())
+        else:
+            self._send(404, {}, b"{}")
+
+    def do_POST(self):
+        stage = Stage(self.path.rsplit("/", 1)[-1])
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server = self.server
+        with server.lock:
+            server.posts[stage] += 1
+            server.running[stage] += 1
+            server.most_running = max(server.most_running, server.running[stage])
+            server.overlapped = server.overlapped or all(server.running[each] for each in Stage)
+        try:
+            fault: Answer | None = server.fault(stage, body)
+            if fault is not None:
+                self._send(fault.status, fault.headers, fault.body, fault.cut)
+                return
+            with server.free[stage]:
+                worker = server.pool[stage].pop()
+                try:
+                    self._serve(worker, stage, body)
+                finally:
+                    server.pool[stage].append(worker)
+        finally:
+            with server.lock:
+                server.running[stage] -= 1
+
+    def _serve(self, worker: _Worker, stage: Stage, body: bytes) -> None:
+        left = self.server.cut(stage)
+        parts: list[bytes] = []
+
+        def send(part: bytes) -> None:
+            nonlocal left
+            if not parts:
+                self.send_response(200)
+                self.send_header("Content-Type", "application/x-ndjson")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+            parts.append(part)
+            if left is not None:
+                part, left = part[:left], left - len(part)
+            if part:
+                self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+            if left is not None and left <= 0:
+                self.close_connection = True
+                self.connection.shutdown(2)
+                raise ConnectionAbortedError
+
+        status, headers, last = worker.answer(_row(self.headers, body), dict(self.headers), send)
+        if parts:
+            send(last)
+            self.wfile.write(b"0\r\n\r\n")
+        else:
+            self._send(status, headers, last, left)
+
+    def _send(self, status, headers, body, cut=None):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+    def log_message(self, *_):
+        """Silent."""
+
+
+def _row(headers: Mapping[str, str], body: bytes) -> dict[str, bytes]:
+    """What TorchServe makes of a body: a form's parts by name, anything else as `body`."""
+    kind = headers["Content-Type"]
+    if not kind.startswith("multipart/"):
+        return {"body": body}
+    boundary = b"--" + kind.partition("boundary=")[2].encode()
+    row = {}
+    for part in body.split(boundary)[1:-1]:
+        head, _, content = part.partition(b"\r\n\r\n")
+        row[head.split(b'name="')[1].split(b'"')[0].decode()] = content[:-2]
+    return row
+
+
+@contextmanager
+def fake_torchserve(**options):
+    server = FakeTorchServe(**options)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,35 @@
+"""Output folders, compared and described."""
+
+import json
+from pathlib import Path
+
+from cloudvid.media_files import check_whole
+
+TYPES = {".png": "image/png", ".mp4": "video/mp4"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file's bytes by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def no_half_file_has_a_final_name(folder: Path) -> bool:
+    """Whether every picture and clip is whole; raises where one is not."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.suffix in TYPES and not path.name.startswith("."):
+            check_whole(path.read_bytes(), TYPES[path.suffix])
+    return True
+
+
+def scenes(count: int, **t2i) -> list[dict]:
+    """Small scenes."""
+    t2i = {"width": 64, "height": 64, "num_inference_steps": 2, **t2i}
+    return [
+        {"id": f"s{index}", "scene_desc": f"scene {index}", "t2i_params": t2i, "i2v_params": {"num_inference_steps": 2}}
+        for index in range(count)
+    ]
+
+
+def write_scenes(path: Path, count: int) -> Path:
+    path.write_text(json.dumps(scenes(count)))
+    return path

@@ -1,0 +1,283 @@
+"""Crashes: of the client at any moment, of every file operation, of answers at any byte. Nothing is lost or half done."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from fake_torchserve import fake_torchserve
+from faulty_disk import Faulty
+from folders import contents, no_half_file_has_a_final_name, scenes, write_scenes
+
+from cloudvid import Client, OutputError, RenderOptions, errors, parse_scenes, render
+from cloudvid.events import BatchFinished, SceneFailed
+from cloudvid_schema.protocol import Stage
+
+KILLS = 60
+HERE = Path(__file__).parent
+
+
+def command(server, scene_file, folder):
+    connection = ["--server", server.url, "--management", server.url, "--token", "t"]
+    return [
+        sys.executable,
+        "-m",
+        "cloudvid.cli",
+        "run",
+        str(scene_file),
+        "--output-dir",
+        str(folder),
+        *connection,
+        "-q",
+    ]
+
+
+def clean_environment():
+    return {name: value for name, value in os.environ.items() if not name.startswith("CLOUDVID_")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a batch of six that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "out"
+    with fake_torchserve() as server:
+        list(render(parse_scenes(scenes(6)), Client(server.url, management=server.url, token="t"), folder))
+    return contents(folder)
+
+
+@pytest.mark.slow
+def test_sixty_kills_lose_damage_and_double_nothing(undisturbed, tmp_path):
+    """Killed, resumed and killed again until a batch is whole, batch after batch, until there were sixty kills."""
+    draw = random.Random(20261123)
+    scene_file = write_scenes(tmp_path / "scenes.json", 6)
+    kills = batches = 0
+    while kills < KILLS:
+        folder = tmp_path / f"out{batches}"
+        batches += 1
+        killed_here = 0
+        with fake_torchserve(step_seconds=0.04) as server:
+            while True:
+                process = subprocess.Popen(
+                    command(server, scene_file, folder), env=clean_environment(), stdout=subprocess.PIPE, text=True
+                )
+                try:
+                    _, _ = process.communicate(timeout=draw.uniform(0.3, 1.1))
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    process.communicate()
+                if process.returncode == 0:
+                    break
+                assert process.returncode == -signal.SIGKILL
+                killed_here += 1
+                assert no_half_file_has_a_final_name(folder)
+                if killed_here == 12:  # let this batch come to its end
+                    subprocess.run(command(server, scene_file, folder), env=clean_environment(), check=True, timeout=60)
+                    break
+            in_flight = killed_here * 2 * (1 + 1)  # one worker and one request that waits, of each stage
+            assert 12 <= server.posts.total() <= 12 + in_flight
+            assert server.most_running <= 2 * 2  # of a killed client and of its successor
+        kills += killed_here
+        assert contents(folder) == undisturbed
+    assert kills >= KILLS
+
+
+@pytest.fixture(scope="module")
+def whole_pair(tmp_path_factory):
+    """The folder of one scene that nothing disturbs, and how many file operations it took."""
+    folder, disk = tmp_path_factory.mktemp("whole") / "out", Faulty(0, "short")
+    with fake_torchserve() as server:
+        list(render(parse_scenes(scenes(1)), Client(server.url, management=server.url, token="t"), folder, disk=disk))
+    assert disk.operations > 25
+    return contents(folder), disk.operations
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.ENOSPC, "short"])
+def test_each_file_operation_may_fail_and_the_next_run_mends_it(fault, whole_pair, tmp_path):
+    undisturbed, operations = whole_pair
+    with fake_torchserve() as server:
+        client = Client(server.url, management=server.url, token="t")
+        for at in range(1, operations + 1):
+            folder = tmp_path / str(at)
+            disk = Faulty(at, fault)
+            posts = server.posts.total()
+            try:
+                list(render(parse_scenes(scenes(1)), client, folder, disk=disk))
+                failed = False
+            except OutputError as error:
+                failed = True
+                assert os.strerror(fault) in str(error)
+            assert failed == (fault != "short"), f"operation {at}"
+            assert no_half_file_has_a_final_name(folder)
+            list(render(parse_scenes(scenes(1)), client, folder))
+            assert contents(folder) == undisturbed, f"operation {at}"
+            assert server.posts.total() - posts <= 3, f"operation {at}: at most the file that failed is made again"
+
+
+@pytest.mark.slow
+def test_the_process_may_end_at_each_file_operation_and_the_next_run_mends_it(whole_pair, tmp_path):
+    undisturbed, operations = whole_pair
+    script = textwrap.dedent("""
+        import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]
+        from pathlib import Path
+        from cloudvid import Client, parse_scenes, render
+        from folders import scenes
+        from faulty_disk import Faulty
+        client = Client(sys.argv[3], management=sys.argv[3], token="t")
+        list(render(parse_scenes(scenes(1)), client, Path(sys.argv[4]), disk=Faulty(int(sys.argv[5]), "exit")))
+    """)
+    with fake_torchserve() as server:
+        client = Client(server.url, management=server.url, token="t")
+        ended = []
+        paths = [str(HERE), str(HERE.parent / "client"), server.url]
+        for at in range(1, operations + 1):
+            process = subprocess.Popen([sys.executable, "-c", script, *paths, str(tmp_path / str(at)), str(at)])
+            ended.append(process)
+            if len(ended) % 2 == 0:
+                for each in ended[-2:]:
+                    assert each.wait(timeout=120) == 9
+        for each in ended:
+            assert each.wait(timeout=120) == 9
+        for at in range(1, operations + 1):
+            assert no_half_file_has_a_final_name(tmp_path / str(at))
+            list(render(parse_scenes(scenes(1)), client, tmp_path / str(at)))
+            assert contents(tmp_path / str(at)) == undisturbed, f"operation {at}"
+
+
+def test_an_answer_cut_at_a_hundred_places_never_becomes_a_file(tmp_path, whole_pair):
+    undisturbed, _ = whole_pair
+    cuts = {}
+    with fake_torchserve(cut=lambda stage: cuts.get(stage)) as server:
+        client = Client(server.url, management=server.url, token="t")
+        names = {Stage.T2I: "s0_base_image.png", Stage.I2V: "s0_video.mp4"}
+        lengths = {stage: len(undisturbed[name]) * 4 // 3 for stage, name in names.items()}  # of the data alone
+        for index in range(100):
+            stage = Stage.T2I if index % 2 else Stage.I2V
+            cuts = {stage: 1 + index * lengths[stage] // 100}
+            folder = tmp_path / str(index)
+            events = list(render(parse_scenes(scenes(1)), client, folder, RenderOptions(retries=0)))
+            (failed,) = [event for event in events if isinstance(event, SceneFailed)]
+            assert failed.error == "BrokenAnswer", cuts
+            assert not (folder / names[stage]).exists()
+        cuts = {}
+        list(render(parse_scenes(scenes(1)), client, folder))
+        assert contents(folder) == undisturbed
+
+
+def test_an_answer_that_stalls_fails_and_never_becomes_a_file(tmp_path):
+    with fake_torchserve(step_seconds=30) as server:
+        client = Client(server.url, management=server.url, token="t", timeout=0.3)
+        events = list(render(parse_scenes(scenes(1)), client, tmp_path / "out", RenderOptions(retries=0)))
+    assert [event.error for event in events if isinstance(event, SceneFailed)] == ["Stalled"]
+    assert not (tmp_path / "out/s0_base_image.png").exists()
+
+
+def doctored(**changes):
+    """A result event that says something else than what it holds."""
+    from test_client import event_lines
+
+    lines = [json.loads(line) for line in event_lines("started", "result").body.splitlines()]
+    lines[-1] |= changes
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"size": 10}, {"sha256": "0" * 64}, {"data": "AAAA"}, {"data": "!"}, {"media_type": "text/html"}, {}],
+    ids=["length", "digest", "data", "no base64", "media type", "not a whole PNG"],
+)
+def test_a_result_of_wrong_length_digest_or_content_never_becomes_a_file(changes, tmp_path):
+    from fake_server import Answer
+
+    answer = Answer(200, doctored(**changes), {"Content-Type": "application/x-ndjson"})
+    with fake_torchserve(fault=lambda stage, body: answer) as server:
+        client = Client(server.url, management=server.url, token="t")
+        events = list(render(parse_scenes(scenes(1)), client, tmp_path / "out", RenderOptions(retries=0)))
+    assert [event.error for event in events if isinstance(event, SceneFailed)] == ["BrokenAnswer"]
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_two_clients_on_one_folder_do_no_damage_and_the_second_says_what_is_going_on(undisturbed, tmp_path):
+    scene_file = write_scenes(tmp_path / "scenes.json", 6)
+    with fake_torchserve(step_seconds=0.05) as server:
+        first = render(parse_scenes(scenes(6)), Client(server.url, management=server.url, token="t"), tmp_path / "out")
+        next(first)
+        second = subprocess.run(
+            command(server, scene_file, tmp_path / "out"),
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert f"another cloudvid works in {tmp_path / 'out'} (process {os.getpid()} on " in second.stderr
+        list(first)
+        assert server.posts.total() == 12
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_where_the_lock_lies_two_clients_still_do_no_damage(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    with fake_torchserve(step_seconds=0.01) as server:
+        client = Client(server.url, management=server.url, token="t")
+        batches = [render(parse_scenes(scenes(6)), client, tmp_path / "out") for _ in range(2)]
+        finished = 0
+        while batches:
+            for batch in list(batches):
+                event = next(batch, None)
+                if event is None:
+                    batches.remove(batch)
+                finished += isinstance(event, BatchFinished)
+        assert finished == 2
+        list(render(parse_scenes(scenes(6)), client, tmp_path / "out"))
+    assert contents(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_run_at_once_with_130_and_a_command_that_resumes(sign, undisturbed, tmp_path):
+    """A step takes a minute here: a client that waited for it would be killed by the time-out."""
+    scene_file = write_scenes(tmp_path / "scenes.json", 6)
+    with fake_torchserve(step_seconds=60) as server:
+        process = subprocess.Popen(
+            [*command(server, scene_file, tmp_path / "out")[:-1], "--json"],
+            env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        for line in process.stdout:
+            if '"stage_started"' in line:
+                break
+        process.send_signal(sign)
+        _, said = process.communicate(timeout=10)
+        assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "interrupted; to go on:\n  cloudvid run " in said
+    with fake_torchserve() as server:
+        subprocess.run(command(server, scene_file, tmp_path / "out"), env=clean_environment(), check=True, timeout=60)
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_fail_fast_stops_at_the_first_failure(tmp_path):
+    from fake_server import error
+
+    refuse = error(422, "InvalidParameters")
+    with fake_torchserve(fault=lambda stage, body: refuse if b"scene 0" in body else None) as server:
+        client = Client(server.url, management=server.url, token="t")
+        events = list(render(parse_scenes(scenes(6)), client, tmp_path / "out", RenderOptions(fail_fast=True)))
+    assert events[-1].stopped == "failed"
+    assert events[-1].failed == 1
+    assert events[-1].done < 5
+
+
+def test_a_server_that_stays_away_ends_the_batch_for_now(tmp_path):
+    with fake_torchserve() as server:
+        url = server.url
+    client = Client(url, management=url, token="t")
+    events = []
+    with pytest.raises(errors.Unreachable):
+        for event in render(parse_scenes(scenes(2)), client, tmp_path / "out", RenderOptions(patience=0.0)):
+            events.append(event)
+    assert "nothing answers" in events[-1].stopped

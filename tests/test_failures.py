@@ -1,0 +1,142 @@
+"""The failure table: which class each answer gets, and how many POSTs a scene then costs."""
+
+import pytest
+from fake_server import Answer, error
+from fake_torchserve import fake_torchserve
+
+from cloudvid import Client, RenderOptions, ServerUnavailable, errors, failures, parse_scenes, render
+from cloudvid.events import BatchFinished, SceneDone, SceneFailed, StageRetried
+from cloudvid_schema.protocol import Stage
+
+SCENE = {"id": "a", "scene_desc": "a", "t2i_params": {"width": 64, "height": 64, "num_inference_steps": 1}}
+FOREVER = None
+DIED = "Worker died."
+
+ROWS = [
+    # answer, class, tries after the first
+    (error(500, "InternalServerException", DIED), "WorkerDied", 1),
+    (error(507, "InternalServerException", DIED), "WorkerDied", 1),
+    (error(503, "InternalServerException", DIED), "WorkerDied", 1),
+    (error(503, "ServiceUnavailableException", "Model \"i2v\" has no worker to serve inference request."), "Busy", FOREVER),
+    (error(503, "ServiceUnavailableException", "Service unavailable: queue is full"), "Busy", FOREVER),
+    (error(503, "InternalServerException", "Prediction failed"), "StageFailed", 1),
+    (error(503, "InternalServerException", "Invalid model predict output"), "StageFailed", 1),
+    (error(503, "InternalServerException", "number of batch response mismatched"), "StageFailed", 1),
+    (Answer(503, b"<html>503 Service Temporarily Unavailable</html>"), "Busy", FOREVER),
+    (Answer(503, b""), "Busy", FOREVER),
+    (Answer(429, b"slow down"), "Busy", FOREVER),
+    (error(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames"), "OutOfMemory", 2),
+    (error(507, "InternalServerException", "Out of resources"), "OutOfMemory", 2),
+    (error(507, "InternalServerException", "System out of memory"), "OutOfMemory", 2),
+    (error(500, "StageFailed", "the stage failed (ValueError); the worker's log says why"), "StageFailed", 1),
+    (error(500, "InternalServerException", "something else"), "StageFailed", 1),
+    (Answer(500, b"<html>Internal Server Error"), "StageFailed", 1),
+    (error(400, "UnreadableBody", "body: not JSON"), "Rejected", 0),
+    (error(400, "QueryNotPassedOn"), "Rejected", 0),
+    (error(400, "BadRequestException"), "Rejected", 0),
+    (error(422, "InvalidParameters", "width: must be a multiple of 8, got 1001"), "Rejected", 0),
+    (error(415, "UnsupportedMediaType"), "Rejected", 0),
+    (error(413, "TooLarge"), "Rejected", 0),
+    (Answer(413, b""), "Rejected", 0),
+    (error(405, "MethodNotAllowedException"), "Rejected", 0),
+    (error(404, "ResourceNotFoundException"), "Rejected", 0),
+    (Answer(404, b"<html>not found"), "Rejected", 0),
+    (Answer(302, b"", {"Location": "http://127.0.0.1:1/"}), "Rejected", 0),
+    (Answer(301, b"", {"Location": "/elsewhere"}), "Rejected", 0),
+    (Answer(418, b"teapot"), "Rejected", 0),
+    (error(404, "ModelNotFoundException", "Model not found: t2i"), "NotReady", FOREVER),
+    (Answer(502, b"<html>Bad Gateway"), "Unreachable", FOREVER),
+    (Answer(504, b"<html>Gateway Timeout"), "BrokenAnswer", 1),
+    (Answer(408, b""), "BrokenAnswer", 3),
+    (error(400, "InvalidKeyException", "Token Authorization failed."), "Unauthorized", 2),
+    (Answer(401, b"login"), "Unauthorized", 2),
+    (Answer(403, b"no"), "Unauthorized", 2),
+    (Answer(200, b"", {"Content-Type": "application/x-ndjson"}), "BrokenAnswer", 2),
+    (Answer(200, b'{"event":"started"', {"Content-Type": "application/x-ndjson"}), "BrokenAnswer", 2),
+    (Answer(200, b'{"event":"boo"}\n', {"Content-Type": "application/x-ndjson"}), "BrokenAnswer", 2),
+    (Answer(200, b"x" * 100, cut=50), "BrokenAnswer", 2),
+    (
+        Answer(200, b'{"event":"error","code":507,"type":"OutOfMemory","message":"out of memory","errors":[]}\n'),
+        "OutOfMemory",
+        2,
+    ),
+    (Answer(200, b'{"event":"error","code":500,"type":"StageFailed","message":"","errors":[]}\n'), "StageFailed", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "kind", "tries"), ROWS)
+def test_each_answer_has_its_class_and_its_number_of_posts(answer, kind, tries, tmp_path):
+    """A failure that is waited out is followed here by success at the fifth try."""
+    left = [4 if tries is FOREVER else 1000]
+
+    def fault(stage, body):
+        left[0] -= 1
+        return answer if left[0] >= 0 else None
+
+    with fake_torchserve(fault=fault) as server:
+        client = Client(server.url, management=server.url, token="t")
+        events = []
+        try:
+            for event in render(
+                parse_scenes([SCENE]), client, tmp_path, RenderOptions(retries=9), wait=lambda attempt: 0.0
+            ):
+                events.append(event)
+        except ServerUnavailable as fatal:
+            assert type(fatal).__name__ == kind
+    assert isinstance(events[-1], BatchFinished)
+    retried = [event.error for event in events if isinstance(event, StageRetried)]
+    if tries is FOREVER:
+        assert [event.scene for event in events if isinstance(event, SceneDone)] == ["a"]
+        assert retried == [kind] * 4
+        assert server.posts[Stage.T2I] == 5
+    else:
+        assert retried == [kind] * tries
+        assert server.posts[Stage.T2I] == 1 + tries
+        assert not [event for event in events if isinstance(event, SceneDone)]
+        if not issubclass(getattr(errors, kind), ServerUnavailable):
+            assert [event.error for event in events if isinstance(event, SceneFailed)] == [kind]
+
+
+def test_patience_ends_the_wait_for_a_server_that_stays_busy(tmp_path):
+    now = [0.0]
+
+    def wait(attempt):
+        now[0] += 100.0
+        return 0.0
+
+    busy = error(503, "ServiceUnavailableException")
+    with fake_torchserve(fault=lambda stage, body: busy) as server:
+        client = Client(server.url, management=server.url, token="t")
+        options = RenderOptions(patience=250.0)
+        events = list(render(parse_scenes([SCENE]), client, tmp_path, options, clock=lambda: now[0], wait=wait))
+    assert [event.error for event in events if isinstance(event, SceneFailed)] == ["Busy"]
+    assert server.posts[Stage.T2I] == 4
+
+
+def test_the_cap_counts_failures_of_every_kind_together(tmp_path):
+    answers = [
+        error(500, "x", DIED),
+        error(503, "InternalServerException"),
+        error(507, "OutOfMemory"),
+        error(507, "OutOfMemory"),
+    ]
+    queue = iter(answers)
+    with fake_torchserve(fault=lambda stage, body: next(queue)) as server:
+        client = Client(server.url, management=server.url, token="t")
+        events = list(
+            render(parse_scenes([SCENE]), client, tmp_path, RenderOptions(retries=2), wait=lambda attempt: 0.0)
+        )
+    assert [event.error for event in events if isinstance(event, SceneFailed)] == ["OutOfMemory"]
+    assert server.posts[Stage.T2I] == 3
+
+
+def test_the_wait_between_tries_is_jittered_and_bounded():
+    waits = [failures.backoff(attempt) for attempt in range(1, 400)]
+    assert 0.0 <= min(waits) < max(waits) <= 30.0
+    assert max(failures.backoff(1) for _ in range(200)) <= 1.0
+
+
+def test_every_error_of_the_tree_has_a_row():
+    mapped = {row.error for row in (*failures.ANSWERS, *failures.WITHOUT_ANSWER)}
+    leaves = {kind for parent in (errors.StageError, errors.ServerUnavailable) for kind in parent.__subclasses__()}
+    assert leaves <= mapped

@@ -1,0 +1,212 @@
+"""Resume: what is done and intact is skipped; what changed or is damaged is made again, and nothing else."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from fake_torchserve import fake_torchserve
+from folders import contents, scenes
+
+from cloudvid import Client, RenderOptions, parse_scenes, render
+from cloudvid.events import BatchFinished, SceneDone, SceneSkipped, StageStarted
+from cloudvid_schema.protocol import Stage
+
+T2I, I2V = Stage.T2I, Stage.I2V
+
+
+@pytest.fixture(scope="module")
+def server():
+    with fake_torchserve() as server:
+        yield server
+
+
+def run(server, folder, document, **options):
+    """Events of a run; and what was made: {(scene, stage): reason}."""
+    client = Client(server.url, management=server.url, token="t")
+    events = list(render(parse_scenes(document), client, folder, RenderOptions(**options)))
+    made = {(event.scene, event.stage): event.reason for event in events if isinstance(event, StageStarted)}
+    return events, made
+
+
+@pytest.fixture
+def done(server, tmp_path):
+    """A finished batch of two scenes."""
+    folder = tmp_path / "out"
+    run(server, folder, scenes(2))
+    return folder
+
+
+def test_a_finished_batch_makes_no_request_and_changes_no_byte(server, done):
+    before, posts = contents(done), dict(server.posts)
+    events, made = run(server, done, scenes(2))
+    assert made == {}
+    assert dict(server.posts) == posts
+    assert contents(done) == before
+    assert [event.scene for event in events if isinstance(event, SceneSkipped)] == ["s0", "s1"]
+    assert events[-1] == BatchFinished(scenes=2, done=0, skipped=2, failed=0, requests=0, seconds=events[-1].seconds)
+
+
+T2I_CHANGES = [
+    ("t2i_params", "width", 128), ("t2i_params", "height", 72), ("t2i_params", "num_inference_steps", 3),
+    ("t2i_params", "guidance_scale", 0.0), ("t2i_params", "guidance_scale", 7.0), ("t2i_params", "negative_prompt", "blurry"),
+    ("t2i_params", "seed", 0), ("t2i_params", "seed", 4294967295), ("scene_desc", None, "another"), ("scene_desc", None, "scene 0 "),
+]  # fmt: skip
+I2V_CHANGES = [
+    ("i2v_params", "width", 128), ("i2v_params", "height", 128), ("i2v_params", "fit", "pad"), ("i2v_params", "fit", "stretch"),
+    ("i2v_params", "num_frames", 5), ("i2v_params", "num_inference_steps", 3), ("i2v_params", "fps", 12),
+    ("i2v_params", "motion_bucket_id", 0), ("i2v_params", "noise_aug_strength", 0.0), ("i2v_params", "decode_chunk_size", 1),
+    ("i2v_params", "min_guidance_scale", 0.0), ("i2v_params", "max_guidance_scale", 9.5), ("i2v_params", "seed", 0),
+    ("i2v_params", "seed", 1), ("motion_desc", None, "it moves"),
+]  # fmt: skip
+
+
+def changed(section, name, value):
+    document = json.loads(json.dumps(scenes(2)))
+    if name is None:
+        document[0][section] = value
+    else:
+        document[0][section][name] = value
+    return document
+
+
+@pytest.mark.parametrize(("section", "name", "value"), T2I_CHANGES)
+def test_a_change_of_the_picture_makes_the_picture_and_its_clip_again(server, done, section, name, value):
+    _, made = run(server, done, changed(section, name, value))
+    assert made == {("s0", T2I): "parameters changed", ("s0", I2V): "picture changed"}
+    assert run(server, done, changed(section, name, value))[1] == {}
+
+
+@pytest.mark.parametrize(("section", "name", "value"), I2V_CHANGES)
+def test_a_change_of_the_clip_makes_the_clip_alone_again(server, done, section, name, value):
+    _, made = run(server, done, changed(section, name, value))
+    assert made == {("s0", I2V): "parameters changed"}
+    assert run(server, done, changed(section, name, value))[1] == {}
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("t2i_params", "guidance_scale", 7.5), ("t2i_params", "negative_prompt", ""), ("i2v_params", "fps", 7),
+        ("i2v_params", "fit", "crop"), ("i2v_params", "noise_aug_strength", 0.02), ("motion_desc", None, ""),
+    ],
+)  # fmt: skip
+def test_a_default_that_is_spelled_out_changes_nothing(server, done, section, name, value):
+    assert run(server, done, changed(section, name, value))[1] == {}
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGE = {
+    "first bit": lambda path: flip(path, 0),
+    "middle bit": lambda path: flip(path, path.stat().st_size // 2),
+    "last bit": lambda path: flip(path, -1),
+    "cut by one": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one more byte": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "emptied": empty,
+    "deleted": Path.unlink,
+    "replaced by a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "replaced by a folder"])
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_damaged_file_is_made_again_and_its_neighbours_are_not(server, done, damage, stage):
+    before = contents(done)
+    DAMAGE[damage](done / ("s1_base_image.png" if stage is T2I else "s1_video.mp4"))
+    _, made = run(server, done, scenes(2))
+    assert made == {("s1", stage): "file missing" if damage == "deleted" else "file damaged"}
+    assert contents(done) == before
+
+
+def test_a_changed_model_makes_its_stage_again(done):
+    for stage, made_again in (
+        (I2V, {("s0", I2V), ("s1", I2V)}),
+        (T2I, {(s, stage) for s in ("s0", "s1") for stage in Stage}),
+    ):
+        identities = {each: f"noise-{each}@{2 if each is stage else 1}" for each in Stage}
+        identities[I2V] = f"noise-i2v@{2}"
+        with fake_torchserve(identities=identities) as other:
+            _, made = run(other, done, scenes(2))
+        assert set(made) == made_again
+        assert made["s0", stage] == "model changed"
+
+
+def test_files_whose_times_lie_years_away_are_still_done(server, done):
+    for path in done.iterdir():
+        os.utime(path, (4e9, 4e9))
+    assert run(server, done, scenes(2))[1] == {}
+    for path in done.iterdir():
+        os.utime(path, (1, 1))
+    assert run(server, done, scenes(2))[1] == {}
+
+
+@pytest.mark.parametrize("years", [-30, 30])
+def test_a_clock_that_jumps_changes_nothing(server, done, years, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1.7e9 + years * 3.15e7)
+    assert run(server, done, scenes(2))[1] == {}
+
+
+@pytest.mark.parametrize("tail", [b'{"id":"s0","t2i', b"\xff\xfe", b"\n\n", b"null\n", b"{}\n", b'{"id":"zz"}'])
+def test_a_manifest_that_ends_in_the_middle_of_a_line_is_read_up_to_there(server, done, tail):
+    before = contents(done)
+    with (done / "manifest.jsonl").open("ab") as stream:
+        stream.write(tail)
+    assert run(server, done, scenes(2))[1] == {}
+    assert contents(done)["manifest.jsonl"].startswith(before["manifest.jsonl"])
+
+
+def test_a_scene_whose_line_is_lost_is_made_again(server, done):
+    before = contents(done)
+    lines = (done / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (done / "manifest.jsonl").write_bytes(lines[1])
+    assert run(server, done, scenes(2))[1] == {("s0", T2I): "new", ("s0", I2V): "new"}
+    assert contents(done) == before
+
+
+def test_a_new_scene_is_the_only_one_made(server, done):
+    assert set(run(server, done, scenes(3))[1]) == {("s2", T2I), ("s2", I2V)}
+
+
+def test_scenes_in_another_order_are_still_done(server, done):
+    assert run(server, done, scenes(2)[::-1])[1] == {}
+
+
+def test_a_scene_that_left_the_file_keeps_its_record(server, done):
+    run(server, done, scenes(2)[1:])
+    assert run(server, done, scenes(2))[1] == {}
+
+
+def test_force_makes_everything_again_and_the_same_bytes(server, done):
+    before = contents(done)
+    _, made = run(server, done, scenes(2), force=True)
+    assert set(made.values()) == {"forced"}
+    assert len(made) == 4
+    assert contents(done) == before
+
+
+def test_only_makes_the_scenes_that_are_named(server, tmp_path):
+    events, made = run(server, tmp_path, scenes(3), only=["s1"])
+    assert {scene for scene, _ in made} == {"s1"}
+    assert [event.scene for event in events if isinstance(event, SceneDone)] == ["s1"]
+
+
+def test_a_file_without_metadata_is_another_file(server, done):
+    _, made = run(server, done, scenes(2), embed_recipe=False)
+    assert len(made) == 4
+    assert b"noise-t2i" not in (done / "s0_base_image.png").read_bytes()
+
+
+def test_an_unfinished_file_of_a_crash_is_removed(server, done):
+    (done / ".s0_video.mp4.0123abcd.part").write_bytes(b"half")
+    run(server, done, scenes(2))
+    assert not [path for path in done.iterdir() if path.suffix == ".part"]
