@@ -1,5 +1,6 @@
 """Fixtures: one real server for the whole run, with the tiny models, in a folder and on ports of its own."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import requests
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "handlers"), str(ROOT / "deploy")]
@@ -51,6 +53,15 @@ class Running:
         """For a command line that shall use this server."""
         return {"CLOUDVID_SERVER": self.url, "CLOUDVID_KEY_FILE": str(self.key_file)}
 
+    def management_headers(self) -> dict[str, str]:
+        key = json.loads(self.key_file.read_text())["management"]["key"]
+        return {"Authorization": f"Bearer {key}"}
+
+    def pids(self, stage: str) -> set[int]:
+        """Process ids of a stage's workers that are ready."""
+        answer = requests.get(f"{self.management}/models/{stage}", headers=self.management_headers(), timeout=10)
+        return {worker["pid"] for worker in answer.json()[0]["workers"] if worker["status"] == "READY"}
+
     def client(self, **options) -> Client:
         return Client(self.url, key_file=self.key_file, **options)
 
@@ -73,8 +84,10 @@ def model_store(tmp_path_factory) -> Path:
 def server(tmp_path_factory, tiny_models, model_store) -> Iterator[Running]:
     for stage, path in tiny_models.items():
         os.environ[f"CLOUDVID_{stage.upper()}_MODEL"] = str(path)
+    os.environ["MY_SECRET"] = os.environ["CLOUDVID_TOKEN"] = "canary"
     process = Server(tmp_path_factory.mktemp("run"), free_port())
     process.spawn(model_store)
+    del os.environ["MY_SECRET"], os.environ["CLOUDVID_TOKEN"]
     try:
         running = Running(process, tiny_models)
         running.client().wait_until_ready(timeout=120)

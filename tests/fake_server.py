@@ -37,9 +37,9 @@ class Seen:
 class FakeServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, answer: Callable[[Seen], Answer]) -> None:
+    def __init__(self, answer: Callable[[Seen], Answer], keep: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answer = answer
+        self.answer, self.keep = answer, keep
         self.seen: list[Seen] = []
 
     @property
@@ -54,7 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         seen = Seen(self.command, self.path, dict(self.headers), body)
-        self.server.seen.append(seen)
+        if self.server.keep:
+            self.server.seen.append(seen)
         answer = self.server.answer(seen)
         self.send_response(answer.status)
         for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
@@ -71,8 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def fake_server(answer: Callable[[Seen], Answer]) -> Iterator[FakeServer]:
-    server = FakeServer(answer)
+def fake_server(answer: Callable[[Seen], Answer], keep: bool = True) -> Iterator[FakeServer]:
+    server = FakeServer(answer, keep)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:

@@ -25,7 +25,12 @@ def scenes(count: int, **t2i) -> list[dict]:
     """Small scenes."""
     t2i = {"width": 64, "height": 64, "num_inference_steps": 2, **t2i}
     return [
-        {"id": f"s{index}", "scene_desc": f"scene {index}", "t2i_params": t2i, "i2v_params": {"num_inference_steps": 2}}
+        {
+            "id": f"s{index}",
+            "scene_desc": f"scene {index}",
+            "t2i_params": dict(t2i),
+            "i2v_params": {"num_inference_steps": 2},
+        }
         for index in range(count)
     ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from conftest import ROOT
 
 EXAMPLES = json.loads((ROOT / "examples/input_scenes.json").read_text())
@@ -93,16 +94,20 @@ def test_the_scene_files_schema_accepts_the_examples_and_refuses_what_the_reader
         assert not validator.is_valid(bad)
 
 
-def test_the_limits_in_the_archives_yaml_and_the_servers_configuration_fit_the_schema():
+def test_the_servers_limits_fit_the_job():
     from cloudvid_schema.protocol import MAX_IMAGE_BYTES
 
-    properties = dict(
-        line.split("=", 1)
-        for line in (ROOT / "config.properties").read_text().splitlines()
-        if "=" in line and line[0] != "#"
-    )
-    assert int(properties["max_request_size"]) > MAX_IMAGE_BYTES * 4 / 3 + 65536
+    lines = (ROOT / "config.properties").read_text().splitlines()
+    properties = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
+    assert int(properties["max_request_size"]) > MAX_IMAGE_BYTES * 4 / 3 + 65536, "a picture as base64"
+    assert int(properties["max_response_size"]) > 100 * 6_553_500 / 2, "a clip of many times TorchServe's default"
     assert properties["disable_token_authorization"] == "false"
+    assert properties["enable_model_api"] == "false"
+    for stage in ("t2i", "i2v"):
+        settings = yaml.safe_load((ROOT / f"handlers/{stage}.yaml").read_text())
+        assert settings["responseTimeout"] >= 1800
+        assert settings["startupTimeout"] >= 600
+        assert settings["maxWorkers"] >= settings["minWorkers"]
 
 
 def test_every_link_in_the_documents_leads_somewhere():

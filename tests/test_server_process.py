@@ -44,6 +44,11 @@ def test_start_and_stop_leave_no_process_and_no_key(tmp_path, model_store, envir
         again = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert again.returncode == 3
         assert f"a server runs already on http://127.0.0.1:{port}" in again.stderr
+        serve = subprocess.run(
+            [*SERVER, "serve", *options], env=environment, capture_output=True, timeout=120, check=False
+        )
+        assert serve.returncode == 3
+        assert below(tmp_path), "the server that runs already is left alone"
         other = [
             *SERVER,
             "start",

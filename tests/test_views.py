@@ -1,0 +1,298 @@
+"""What a run shows, `plan`, `init`, `schema`, `inspect`, and the gallery in a browser."""
+
+import html
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+from conftest import ROOT
+from fake_torchserve import fake_torchserve
+from folders import scenes, write_scenes
+from PIL import Image
+from rich.console import Console
+from test_cli import cloudvid
+
+from cloudvid import Client, Stage, parse_scenes, render
+from cloudvid.cli.run import resume_command
+from cloudvid.cli.views import LiveView, PlainView
+from cloudvid.media_files import read_recipe
+
+
+@pytest.fixture(scope="module")
+def fake():
+    with fake_torchserve() as server:
+        yield server
+
+
+def connection(server):
+    return ["--server", server.url, "--management", server.url, "--token", "t"]
+
+
+def test_json_prints_events_that_follow_the_schema_and_text_for_people_on_stderr(fake, tmp_path):
+    scene_file = write_scenes(tmp_path / "scenes.json", 2)
+    done = cloudvid("run", scene_file, "--output-dir", "out", "--json", *connection(fake), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    validator = jsonschema.Draft202012Validator(json.loads((ROOT / "docs/events.schema.json").read_text()))
+    for event in events:
+        validator.validate(event)
+    assert [events[0]["event"], events[-1]["event"]] == ["batch_started", "batch_finished"]
+    assert {"stage_started", "stage_progress", "stage_done", "scene_done"} <= {event["event"] for event in events}
+    assert events[-1]["done"] == 2
+    assert "2 of 2 scenes done" in done.stderr
+
+
+def test_quiet_prints_paths_and_nothing_else(fake, tmp_path):
+    scene_file = write_scenes(tmp_path / "scenes.json", 1)
+    done = cloudvid("run", scene_file, "--output-dir", "out", "-q", *connection(fake), cwd=tmp_path)
+    assert done.stdout.splitlines() == ["out/s0_base_image.png", "out/s0_video.mp4"]
+    assert done.stderr == ""
+
+
+def test_after_a_failure_the_exact_command_that_resumes_is_printed(tmp_path):
+    from fake_server import error
+
+    scene_file = write_scenes(tmp_path / "a scene file.json", 2)
+    with fake_torchserve(fault=lambda stage, body: error(422, "x", "y") if b"scene 0" in body else None) as server:
+        done = cloudvid("run", scene_file, "--force", "--output-dir", "out", *connection(server), cwd=tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1].strip()
+    assert last == f"cloudvid run '{scene_file}' --output-dir out --server {server.url} --management {server.url}"
+
+
+def test_the_command_that_resumes_holds_no_secret():
+    argv = ["/x/cloudvid", "run", "a b.json", "--token", "secret", "--token=secret", "--force", "-q"]
+    assert resume_command(argv) == "cloudvid run 'a b.json' -q"
+
+
+def test_the_bars_of_a_terminal_move_with_the_steps_and_leave_the_lines(tmp_path):
+    screen = io.StringIO()
+    view = LiveView(Console(file=screen, force_terminal=True, width=120))
+    with fake_torchserve(step_seconds=0.25) as server:  # rich draws ten times a second
+        client = Client(server.url, management=server.url, token="t")
+        for event in render(parse_scenes(scenes(2)), client, tmp_path):
+            view.show(event)
+    shown = screen.getvalue()
+    assert "s/step" in shown
+    assert "denoise 1/2" in shown
+    assert "s1_video.mp4" in shown
+    assert "2 of 2 scenes done" in shown
+
+
+def test_elsewhere_a_long_clip_gets_a_line_now_and_then(tmp_path):
+    now = [0.0]
+    out = io.StringIO()
+    view = PlainView(out, clock=lambda: now[0])
+    with fake_torchserve() as server:
+        client = Client(server.url, management=server.url, token="t")
+        for event in render(parse_scenes(scenes(5)), client, tmp_path):
+            now[0] += 20.0
+            view.show(event)
+    line = next(line for line in out.getvalue().splitlines() if line.endswith(" left"))
+    assert re.fullmatch(r"  s\d: (t2i|i2v) denoise \d/2, \d+\.0 s/step, \d:\d\d:\d\d left", line)
+
+
+def test_plan_says_what_would_run_and_why_and_how_long(fake, tmp_path):
+    document = scenes(3)
+    scene_file = tmp_path / "scenes.json"
+    scene_file.write_text(json.dumps(document[:2]))
+    assert cloudvid("run", scene_file, "--output-dir", "out", *connection(fake), cwd=tmp_path).returncode == 0
+    document[1]["i2v_params"] = {"num_inference_steps": 5, "width": 128, "height": 64, "fit": "pad"}
+    document[0]["t2i_params"]["seed"] = 3
+    scene_file.write_text(json.dumps(document))
+    before = fake.posts.total()
+    done = cloudvid("plan", scene_file, "--output-dir", "out", *connection(fake), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert fake.posts.total() == before
+    lines = done.stdout.splitlines()
+    assert lines[:6] == [
+        "s0  t2i  run: parameters changed, 2 steps",
+        "s0  i2v  run: picture changed, 2 steps",
+        "s1  t2i  skip: there and intact",
+        "s1  i2v  run: parameters changed, 5 steps",
+        "s2  t2i  run: new, 2 steps",
+        "s2  i2v  run: new, 2 steps",
+    ]
+    assert lines[6] == "note: s1: the picture is 64×64, the clip 128×64: it will be padded"
+    assert lines[7].startswith("5 of 6 files to make, 13 steps; about ")
+
+
+def test_plan_without_a_server_says_that_there_is_no_estimate(tmp_path):
+    from test_client import closed_port
+
+    scene_file = write_scenes(tmp_path / "scenes.json", 1)
+    done = cloudvid("plan", scene_file, "--server", f"http://127.0.0.1:{closed_port()}", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "2 of 2 files to make, 4 steps; no estimate" in done.stdout
+
+
+def test_init_writes_an_example_that_validates_and_keeps_a_file_that_is_there(tmp_path):
+    assert cloudvid("init", "mine.json", cwd=tmp_path).returncode == 0
+    assert cloudvid("validate", "mine.json", cwd=tmp_path).returncode == 0
+    again = cloudvid("init", "mine.json", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "is there already; --force replaces it" in again.stderr
+    assert cloudvid("init", "mine.json", "--force", cwd=tmp_path).returncode == 0
+
+
+def test_schema_prints_the_schema_of_the_documents(tmp_path):
+    done = cloudvid("schema", cwd=tmp_path)
+    assert json.loads(done.stdout) == json.loads((ROOT / "docs/scene-file.schema.json").read_text())
+
+
+def test_inspect_shows_the_recipe_and_a_scene_that_makes_the_same_bytes(server, tmp_path):
+    document = [
+        {
+            "id": "a", "scene_desc": "é \"quoted\" \\ ; # = \n line", "motion_desc": "slow",
+            "t2i_params": {"width": 136, "height": 72, "num_inference_steps": 2, "guidance_scale": 0.0},
+            "i2v_params": {"num_frames": 3, "num_inference_steps": 1, "fit": "pad"},
+        }
+    ]  # fmt: skip
+    (tmp_path / "scenes.json").write_text(json.dumps(document))
+    run = ["run", "scenes.json", "--output-dir", "out"]
+    assert cloudvid(*run, cwd=tmp_path, environment=server.environment).returncode == 0
+    recipe = json.loads(cloudvid("inspect", "out/a_video.mp4", cwd=tmp_path).stdout)
+    assert recipe["parameters"]["width"] == 128
+    assert recipe["metadata"] == {"motion_desc": "slow"}
+    assert recipe["picture"]["recipe"]["parameters"]["prompt"] == document[0]["scene_desc"]
+    assert recipe["picture"]["recipe"] == json.loads(cloudvid("inspect", "out/a_base_image.png", cwd=tmp_path).stdout)
+    assert {"cloudvid", "diffusers", "torch"} <= recipe["versions"].keys()
+    scene = cloudvid("inspect", "out/a_video.mp4", "--as-scene", cwd=tmp_path)
+    assert (scene.returncode, scene.stderr) == (0, "")
+    (tmp_path / "again.json").write_text(scene.stdout)
+    run = ["run", "again.json", "--output-dir", "again"]
+    assert cloudvid(*run, cwd=tmp_path, environment=server.environment).returncode == 0
+    for name in ("a_base_image.png", "a_video.mp4"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_no_metadata_leaves_the_recipe_out_of_both_files(server, tmp_path):
+    scene_file = write_scenes(tmp_path / "scenes.json", 1)
+    done = cloudvid(
+        "run", scene_file, "--output-dir", "out", "--no-metadata", cwd=tmp_path, environment=server.environment
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("s0_base_image.png", "s0_video.mp4"):
+        assert read_recipe(tmp_path / "out" / name) is None
+        assert b"scene 0" not in (tmp_path / "out" / name).read_bytes()
+    assert cloudvid("inspect", "out/s0_video.mp4", cwd=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"text", b"\0\0\0\x08ftyp\xff\xff\xff\xffmoov"])
+def test_inspect_of_what_is_no_whole_file_is_one_line(data, tmp_path):
+    (tmp_path / "x.png").write_bytes(data)
+    done = cloudvid("inspect", "x.png", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+
+
+HOSTILE = '<script>document.title="owned"</script><img src=x onerror=\'document.title="owned"\'>"\'&{{ 7*7 }}'
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """A folder with a finished, a failed and an unmade scene, and a hostile prompt."""
+    from fake_server import error
+
+    folder = tmp_path_factory.mktemp("gallery") / "out"
+    document = scenes(4, width=96)
+    document[1]["scene_desc"] = document[1]["motion_desc"] = HOSTILE
+    fault = error(507, "OutOfMemory", "out of memory <b>") if True else None
+    with fake_torchserve(fault=lambda stage, body: fault if b"scene 2" in body else None) as server:
+        client = Client(server.url, management=server.url, token="t")
+        from cloudvid import RenderOptions
+
+        list(
+            render(
+                parse_scenes(document), client, folder, RenderOptions(only=["s0", "s1", "s2"]), wait=lambda attempt: 0.0
+            )
+        )
+    return folder
+
+
+def test_the_gallery_shows_every_scene_and_escapes_everything(gallery):
+    text = (gallery / "index.html").read_text()
+    assert text.count("<article") == 4
+    assert text.count("<video") == 2
+    assert html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text
+    assert "<script" not in text
+    assert "onerror='" not in text
+    assert "2 done, 1 failed, 1 to do" in text
+    for name in ("s0_base_image.png", "s0_video.mp4"):
+        assert f'"{name}"' in text
+
+
+def test_the_gallery_uses_no_network(gallery):
+    text = (gallery / "index.html").read_text()
+    assert "http://" not in text
+    assert "https://" not in text
+    assert 'src="/' not in text
+
+
+def chromium() -> str | None:
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+
+
+@pytest.mark.skipif(chromium() is None and not os.environ.get("CI"), reason="no Chromium here; CI installs one")
+def test_the_gallery_renders_in_a_browser_from_a_file_address(gallery, tmp_path):
+    picture = tmp_path / "gallery.png"
+    common = [
+        chromium() or "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+        "--disable-component-update", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900",
+    ]  # fmt: skip
+    page = (gallery / "index.html").as_uri()
+    done = subprocess.run(
+        [*common, f"--screenshot={picture}", "--virtual-time-budget=4000", page],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert picture.is_file(), done.stderr.decode()[-2000:]
+    image = Image.open(picture).convert("RGB")
+    assert image.size == (1200, 900)
+    assert len(image.getcolors(2**24)) > 500, "the posters' noise is to be seen"
+    dom = subprocess.run(
+        [*common, "--dump-dom", "--virtual-time-budget=4000", page],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "<title>CloudVid: 4 scenes</title>" in dom.stdout
+    if keep := os.environ.get("KEEP_SCREENSHOT"):
+        shutil.copy(picture, Path(keep))
+
+
+def test_both_stages_are_at_work_at_once_and_one_request_waits_at_most(tmp_path):
+    with fake_torchserve(step_seconds=0.02) as server:
+        client = Client(server.url, management=server.url, token="t")
+        list(render(parse_scenes(scenes(8)), client, tmp_path))
+    assert server.overlapped
+    assert server.most_running == 2, "one that runs and one that waits"
+
+
+def test_more_workers_get_more_requests_at_once(tmp_path):
+    with fake_torchserve(workers=3, step_seconds=0.02) as server:
+        client = Client(server.url, management=server.url, token="t")
+        list(render(parse_scenes(scenes(12)), client, tmp_path))
+    assert server.most_running == 4
+
+
+def test_where_workers_cannot_be_counted_the_flags_say_how_many_requests(tmp_path):
+    from test_client import closed_port
+
+    from cloudvid import RenderOptions
+
+    with fake_torchserve(workers=3, step_seconds=0.02) as server:
+        client = Client(server.url, management=f"http://127.0.0.1:{closed_port()}", token="t")
+        options = RenderOptions(concurrency={Stage.T2I: 3, Stage.I2V: 2})
+        list(render(parse_scenes(scenes(9)), client, tmp_path, options))
+    assert server.most_running == 3
