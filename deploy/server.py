@@ -28,7 +28,9 @@ def _signals_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {sign: signal.signal(sign, interrupt) for sign in (signal.SIGTERM, signal.SIGHUP)}
+    # What nohup ignores stays ignored.
+    wanted = [sign for sign in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sign) is not signal.SIG_IGN]
+    before = {sign: signal.signal(sign, interrupt) for sign in wanted}
     try:
         yield
     finally:

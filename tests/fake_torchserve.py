@@ -155,11 +155,18 @@ class FakeTorchServe(ThreadingHTTPServer):
         """How many requests were in the server's hands at once, at most, of one stage."""
         self.overlapped = False
         """Whether both stages were at work at one moment."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.arrived = threading.Condition(self.lock)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def await_post(self, count, process):
+        """Return once so many POSTs were made, or the process has ended."""
+        with self.arrived:
+            while self.posts.total() < count and process.poll() is None:
+                self.arrived.wait(timeout=0.05)
 
     def handle_error(self, request, client_address):
         """A client that went away is no news here."""
@@ -190,6 +197,7 @@ class _Http(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.posts[stage] += 1
+            server.arrived.notify_all()
             server.running[stage] += 1
             server.most_running = max(server.most_running, server.running[stage])
             server.overlapped = server.overlapped or all(server.running[each] for each in Stage)

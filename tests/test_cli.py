@@ -7,9 +7,10 @@ import sys
 
 import pytest
 from fake_server import Answer, error, fake_server
+from fake_torchserve import fake_torchserve
 from movies import read_mp4
 from PIL import Image
-from test_client import closed_port, file_answer, workers
+from test_client import closed_port, workers
 
 SCENES = [
     {
@@ -40,16 +41,19 @@ def scene_file(tmp_path):
 def test_run_writes_a_picture_and_a_clip_for_each_scene(server, scene_file, tmp_path):
     done = cloudvid("run", scene_file, "--output-dir", "out", cwd=tmp_path, environment=server.environment)
     assert done.returncode == 0, done.stderr
-    assert "2 of 2 scenes done, in out" in done.stdout
+    assert "2 of 2 scenes done" in done.stdout
     assert "random weights" in done.stdout
     for index in range(2):
         with Image.open(tmp_path / f"out/scene_{index}_base_image.png") as image:
             assert image.size == (128, 64)
         frames, fps, _ = read_mp4(tmp_path / f"out/scene_{index}_video.mp4")
         assert (frames.shape, fps) == ((2 + index, 64, 128, 3), 5 + index)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        f"scene_{index}_{kind}" for index in range(2) for kind in ("base_image.png", "video.mp4")
-    )
+    made = {f"scene_{index}_{kind}" for index in range(2) for kind in ("base_image.png", "video.mp4")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == made | {
+        ".cloudvid.lock",
+        "index.html",
+        "manifest.jsonl",
+    }
 
 
 def test_run_takes_the_older_spelling(server, scene_file, tmp_path):
@@ -108,17 +112,13 @@ def test_a_server_that_is_not_ready_is_one_line_and_exit_code_3(scene_file, tmp_
 
 
 def test_one_scenes_failure_stops_no_other_and_is_exit_code_1(scene_file, tmp_path):
-    def answer(seen):
-        if seen.method == "GET":
-            return workers("READY")
-        return error(507, "OutOfMemory", "out of memory") if b"picture 0" in seen.body else file_answer()
-
-    with fake_server(answer) as fake:
+    refuse = error(422, "InvalidParameters", "no")
+    with fake_torchserve(fault=lambda stage, body: refuse if b"picture 0" in body else None) as fake:
         arguments = ["--server", fake.url, "--management", fake.url, "--token", "t", "--output-dir", "out"]
         done = cloudvid("run", scene_file, *arguments, cwd=tmp_path)
     assert done.returncode == 1
-    assert "failed: scene_0: t2i answers 507 OutOfMemory: out of memory" in done.stderr
-    assert "1 of 2 scenes done" in done.stdout
+    assert "failed: scene_0: t2i answers 422 InvalidParameters: no" in done.stderr
+    assert "1 of 2 scenes done, 1 failed" in done.stdout
     assert (tmp_path / "out/scene_1_video.mp4").is_file()
 
 
@@ -156,10 +156,10 @@ def test_validate_says_how_many_scenes_there_are(scene_file, tmp_path):
     assert (done.returncode, done.stdout) == (0, f"{scene_file}: 2 scenes, no faults\n")
 
 
-def test_an_output_folder_that_cannot_be_written_is_one_line(scene_file, tmp_path):
+def test_an_output_folder_that_cannot_be_used_is_one_line(scene_file, tmp_path):
     (tmp_path / "out").write_text("a file")
-    with fake_server(lambda seen: workers("READY") if seen.method == "GET" else file_answer()) as fake:
+    with fake_torchserve() as fake:
         arguments = ["--server", fake.url, "--management", fake.url, "--token", "t", "--output-dir", "out"]
         done = cloudvid("run", scene_file, *arguments, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: out/scene_0_base_image.png cannot be written")
+    assert done.stderr.splitlines()[-1] == "error: out cannot be used: File exists"

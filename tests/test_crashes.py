@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from faulty_disk import Faulty
 from folders import contents, no_half_file_has_a_final_name, scenes, write_scenes
 
 from cloudvid import Client, OutputError, RenderOptions, errors, parse_scenes, render
-from cloudvid.events import BatchFinished, SceneFailed
+from cloudvid.events import SceneFailed
+from cloudvid.manifest import read_records
 from cloudvid_schema.protocol import Stage
 
 KILLS = 60
@@ -61,30 +63,39 @@ def test_sixty_kills_lose_damage_and_double_nothing(undisturbed, tmp_path):
         folder = tmp_path / f"out{batches}"
         batches += 1
         killed_here = 0
-        with fake_torchserve(step_seconds=0.04) as server:
+        posted = []
+
+        def note(stage, body, posted=posted):
+            posted.append((int(re.findall(rb'"seed":(\d+)', body)[-1]), stage))
+
+        with fake_torchserve(step_seconds=0.03, fault=note) as server:
             while True:
+                on_record, before = recorded(folder), len(posted)
                 process = subprocess.Popen(
                     command(server, scene_file, folder), env=clean_environment(), stdout=subprocess.PIPE, text=True
                 )
+                server.await_post(before + 1, process)  # the moments are those of the work, not of Python's imports
                 try:
-                    _, _ = process.communicate(timeout=draw.uniform(0.3, 1.1))
+                    process.communicate(timeout=draw.uniform(0.0, 0.3) if killed_here < 12 else 60)
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     process.communicate()
+                assert not on_record.intersection(posted[before:]), "what is on record is never made again"
                 if process.returncode == 0:
                     break
                 assert process.returncode == -signal.SIGKILL
                 killed_here += 1
                 assert no_half_file_has_a_final_name(folder)
-                if killed_here == 12:  # let this batch come to its end
-                    subprocess.run(command(server, scene_file, folder), env=clean_environment(), check=True, timeout=60)
-                    break
-            in_flight = killed_here * 2 * (1 + 1)  # one worker and one request that waits, of each stage
-            assert 12 <= server.posts.total() <= 12 + in_flight
-            assert server.most_running <= 2 * 2  # of a killed client and of its successor
+            assert len(posted) <= 12 + 4 * killed_here, "at most the two of each stage that were in flight"
         kills += killed_here
         assert contents(folder) == undisturbed
     assert kills >= KILLS
+
+
+def recorded(folder):
+    """Seed and stage of each file that the manifest knows."""
+    records, _ = read_records(folder)
+    return {(entry.seed, stage) for record in records.values() for stage in Stage if (entry := record.entry(stage))}
 
 
 @pytest.fixture(scope="module")
@@ -221,21 +232,51 @@ def test_two_clients_on_one_folder_do_no_damage_and_the_second_says_what_is_goin
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_where_the_lock_lies_two_clients_still_do_no_damage(undisturbed, tmp_path, monkeypatch):
+def test_where_the_lock_lies_two_clients_still_do_no_damage_and_lose_nothing(undisturbed, tmp_path, monkeypatch):
+    """Each makes half of the scenes, at the same time; the second to open sweeps what it takes for leftovers."""
     monkeypatch.setattr("fcntl.flock", lambda *_: None)
-    with fake_torchserve(step_seconds=0.01) as server:
+    with fake_torchserve(workers=2, step_seconds=0.01) as server:
         client = Client(server.url, management=server.url, token="t")
-        batches = [render(parse_scenes(scenes(6)), client, tmp_path / "out") for _ in range(2)]
-        finished = 0
+        halves = [["s0", "s2", "s4"], ["s1", "s3", "s5"]]
+        batches = [
+            render(parse_scenes(scenes(6)), client, tmp_path / "out", RenderOptions(only=half)) for half in halves
+        ]
+        last = {}
         while batches:
             for batch in list(batches):
                 event = next(batch, None)
                 if event is None:
                     batches.remove(batch)
-                finished += isinstance(event, BatchFinished)
-        assert finished == 2
+                else:
+                    last[id(batch)] = event
+        assert [(event.done, event.failed) for event in last.values()] == [(3, 0), (3, 0)]
+        posts = server.posts.total()
         list(render(parse_scenes(scenes(6)), client, tmp_path / "out"))
+        assert server.posts.total() == posts == 12
     assert contents(tmp_path / "out") == undisturbed
+
+
+def test_one_stage_that_is_away_does_not_stop_what_the_other_can_still_do(undisturbed, tmp_path):
+    with fake_torchserve() as server:
+        client = Client(server.url, management=server.url, token="t")
+        list(render(parse_scenes(scenes(6)), client, tmp_path / "out"))
+        for index in range(3):
+            (tmp_path / f"out/s{index}_video.mp4").unlink()
+        (tmp_path / "out/s5_base_image.png").unlink()
+        split = Client(server.url, t2i_url="http://127.0.0.1:1", management=server.url, token="t")
+        with pytest.raises(errors.Unreachable):
+            list(render(parse_scenes(scenes(6)), split, tmp_path / "out", RenderOptions(patience=0.0)))
+        for index in range(3):
+            assert (tmp_path / f"out/s{index}_video.mp4").is_file()
+
+
+def test_hang_up_is_ignored_under_nohup(tmp_path):
+    scene_file = write_scenes(tmp_path / "scenes.json", 2)
+    with fake_torchserve(step_seconds=0.1) as server:
+        process = subprocess.Popen(["nohup", *command(server, scene_file, tmp_path / "out")], env=clean_environment())
+        server.await_post(1, process)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
@@ -251,8 +292,10 @@ def test_an_interrupt_ends_the_run_at_once_with_130_and_a_command_that_resumes(s
             if '"stage_started"' in line:
                 break
         process.send_signal(sign)
-        _, said = process.communicate(timeout=10)
+        events, said = process.communicate(timeout=10)
         assert process.returncode == 130
+    last = json.loads(events.splitlines()[-1])
+    assert (last["event"], last["stopped"]) == ("batch_finished", "interrupted")
     assert "Traceback" not in said
     assert "interrupted; to go on:\n  cloudvid run " in said
     with fake_torchserve() as server:

@@ -44,13 +44,13 @@ ROWS = [
     (Answer(302, b"", {"Location": "http://127.0.0.1:1/"}), "Rejected", 0),
     (Answer(301, b"", {"Location": "/elsewhere"}), "Rejected", 0),
     (Answer(418, b"teapot"), "Rejected", 0),
-    (error(404, "ModelNotFoundException", "Model not found: t2i"), "NotReady", FOREVER),
+    (error(404, "ModelNotFoundException", "Model not found: t2i"), "NotReady", 4),
     (Answer(502, b"<html>Bad Gateway"), "Unreachable", FOREVER),
     (Answer(504, b"<html>Gateway Timeout"), "BrokenAnswer", 1),
-    (Answer(408, b""), "BrokenAnswer", 3),
-    (error(400, "InvalidKeyException", "Token Authorization failed."), "Unauthorized", 2),
-    (Answer(401, b"login"), "Unauthorized", 2),
-    (Answer(403, b"no"), "Unauthorized", 2),
+    (Answer(408, b""), "BrokenAnswer", 1),
+    (error(400, "InvalidKeyException", "Token Authorization failed."), "Unauthorized", 1),
+    (Answer(401, b"login"), "Unauthorized", 0),
+    (Answer(403, b"no"), "Rejected", 0),
     (Answer(200, b"", {"Content-Type": "application/x-ndjson"}), "BrokenAnswer", 2),
     (Answer(200, b'{"event":"started"', {"Content-Type": "application/x-ndjson"}), "BrokenAnswer", 2),
     (Answer(200, b'{"event":"boo"}\n', {"Content-Type": "application/x-ndjson"}), "BrokenAnswer", 2),
@@ -111,6 +111,40 @@ def test_patience_ends_the_wait_for_a_server_that_stays_busy(tmp_path):
         events = list(render(parse_scenes([SCENE]), client, tmp_path, options, clock=lambda: now[0], wait=wait))
     assert [event.error for event in events if isinstance(event, SceneFailed)] == ["Busy"]
     assert server.posts[Stage.T2I] == 4
+
+
+def test_a_request_that_takes_the_server_down_each_time_is_given_up(tmp_path):
+    """Its answer breaks, and then the server is away, again and again: five restarts are forgiven."""
+    turns = [0]
+
+    def fault(stage, body):
+        turns[0] += 1
+        return Answer(200, b"x", cut=0) if turns[0] % 2 else Answer(502, b"away")
+
+    with fake_torchserve(fault=fault) as server:
+        client = Client(server.url, management=server.url, token="t")
+        options = RenderOptions(retries=4)
+        with pytest.raises(errors.Unreachable):
+            list(render(parse_scenes([SCENE]), client, tmp_path, options, wait=lambda attempt: 0.0))
+    assert server.posts[Stage.T2I] == 12
+
+
+def test_patience_counts_only_the_time_that_the_server_was_away(tmp_path):
+    """Busy, then half an hour in the queue, then a restart: the wait begins with the restart."""
+    now, answers = [0.0], [error(503, "ServiceUnavailableException"), Answer(502), Answer(502), None]
+
+    def fault(stage, body):
+        answer = answers.pop(0) if answers else None
+        now[0] += 1800.0 if len(answers) == 2 else 1.0
+        return answer
+
+    with fake_torchserve(fault=fault) as server:
+        client = Client(server.url, management=server.url, token="t")
+        options = RenderOptions(patience=900.0)
+        events = list(
+            render(parse_scenes([SCENE]), client, tmp_path, options, clock=lambda: now[0], wait=lambda attempt: 0.0)
+        )
+    assert events[-1].done == 1
 
 
 def test_the_cap_counts_failures_of_every_kind_together(tmp_path):

@@ -9,7 +9,7 @@ client.image_to_video(picture.data, fps=6).save("lighthouse.mp4")
 """
 
 from cloudvid.answers import Generated
-from cloudvid.batch import RenderOptions, render
+from cloudvid.batch import render
 from cloudvid.client import Client, Readiness
 from cloudvid.errors import (
     BrokenAnswer,
@@ -32,6 +32,7 @@ from cloudvid.errors import (
     Unreachable,
     WorkerDied,
 )
+from cloudvid.render_options import RenderOptions
 from cloudvid.scenes import Scene, parse_scenes, read_scenes
 from cloudvid_schema import __version__
 from cloudvid_schema.protocol import Progress, Stage, Started

@@ -5,12 +5,12 @@ itself decides, in the caller's thread; the threads send, store and report. What
 is reported.
 """
 
+import errno
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloudvid.client import Client
@@ -29,33 +29,17 @@ from cloudvid.failures import backoff
 from cloudvid.gallery import write_gallery
 from cloudvid.manifest import Manifest
 from cloudvid.outputs import DISK, Disk
+from cloudvid.render_options import RenderOptions
 from cloudvid.scenes import Scene
 from cloudvid.slots import Slots
-from cloudvid.stage_run import Finished, Job, StageRunner
+from cloudvid.stage_run import Finished, Job, PictureChanged, StageRunner
 from cloudvid_schema.protocol import Stage
 
 _TICK_SECONDS = 1.0
+_DESCRIBE_SECONDS = 300.0
 _GALLERY_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class RenderOptions:
-    """How a batch is carried out."""
-
-    force: bool = False
-    """Make everything again, whatever is there."""
-    only: Collection[str] = ()
-    """Ids of the scenes to make; empty for all."""
-    fail_fast: bool = False
-    """Stop at the first scene that fails."""
-    retries: int = 4
-    """How often a request is sent again in all; waiting for a busy or absent server is not counted."""
-    patience: float = 900.0
-    """Seconds of nothing but `busy`, or of no answer at all, after which a request is given up."""
-    embed_recipe: bool = True
-    """Whether the files carry their recipe."""
-    concurrency: Mapping[Stage, int] = field(default_factory=dict)
-    """Requests at once for a stage whose workers cannot be counted; default 1."""
+_ONE_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Reasons why one file cannot be written and the others can."""
 
 
 def render(
@@ -128,20 +112,25 @@ class _Batch:
         self._slots = Slots(client, options.concurrency)
         self._waiting = {Stage.T2I: deque(self._scenes), Stage.I2V: deque[Scene]()}
         self._running = dict.fromkeys(Stage, 0)
-        descriptions = {stage: client.describe(stage) for stage in Stage}
+        # A worker that is busy with what an interrupted run left behind answers once it is through.
+        descriptions = {stage: client.describe(stage, timeout=_DESCRIBE_SECONDS) for stage in Stage}
         self._models = {stage: found.model if found else None for stage, found in descriptions.items()}
         self._touched: set[str] = set()
         self._failed: dict[str, str] = {}
-        self._done = self._skipped = 0
+        self._skipped: list[Scene] = []
+        self._gone: set[Stage] = set()
+        self._fatal: CloudVidError | None = None
+        self._redrawn: set[str] = set()
+        self._done = 0
         self._began = self._drawn_at = clock()
 
     def events(self) -> Iterator[BatchEvent]:
         """Carry the batch out."""
-        yield BatchStarted(scenes=len(self._scenes), output_dir=str(self._folder))
-        stopped, fatal = None, None
+        yield BatchStarted(scenes=len(self._scenes), output_dir=str(self._folder), models=self._models)
+        stopped: str | None = None
         while stopped is None:
             yield from self._dispatch()
-            if not any(self._running.values()) and not any(self._waiting.values()):
+            if not any(self._running.values()) and not any(self._queue(stage) for stage in Stage):
                 break
             try:
                 item = self._inbox.get(timeout=_TICK_SECONDS)  # a worker may have become ready meanwhile
@@ -149,26 +138,33 @@ class _Batch:
                 continue
             if not isinstance(item, Finished):
                 yield item
-            elif isinstance(item.error, ServerUnavailable | OutputError):
-                stopped, fatal = str(item.error), item.error
-            else:
-                yield from self._finish(item)
-                if self._failed and self._options.fail_fast:
-                    stopped = "failed"
+                continue
+            yield from self._finish(item)
+            if isinstance(self._fatal, OutputError):
+                stopped = str(self._fatal)
+            elif self._failed and self._options.fail_fast:
+                stopped = "failed"
         self._stop_work()
-        if not isinstance(fatal, OutputError):
-            self._settle()
+        if not isinstance(self._fatal, OutputError):
+            try:
+                self._settle()
+            except OutputError as error:
+                self._fatal = error
         yield BatchFinished(
             scenes=len(self._scenes),
             done=self._done,
-            skipped=self._skipped,
+            skipped=len(self._skipped),
             failed=len(self._failed),
             requests=self._runner.requests,
             seconds=round(self._clock() - self._began, 3),
-            stopped=stopped,
+            stopped=stopped or (str(self._fatal) if self._fatal else None),
         )
-        if fatal is not None:
-            raise fatal
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _queue(self, stage: Stage) -> deque[Scene]:
+        """Scenes that wait for a stage, as long as its server can be had at all."""
+        return deque() if stage in self._gone else self._waiting[stage]
 
     def close(self) -> None:
         """Stop what runs and let go of the folder, if that is not done yet."""
@@ -197,20 +193,20 @@ class _Batch:
     def _dispatch(self) -> Iterator[BatchEvent]:
         """Begin what can be begun, clips first: a scene that is finished is worth more than one that is begun."""
         while True:
-            if self._waiting[Stage.I2V] and self._has_slot(Stage.I2V):
+            if self._has_slot(Stage.I2V):
                 yield from self._animate(self._waiting[Stage.I2V].popleft())
-            elif self._waiting[Stage.T2I] and self._has_slot(Stage.T2I):
+            elif self._has_slot(Stage.T2I):
                 self._draw(self._waiting[Stage.T2I].popleft())
             else:
                 return
 
     def _has_slot(self, stage: Stage) -> bool:
-        return self._running[stage] < self._slots.count(stage)
+        return bool(self._queue(stage)) and self._running[stage] < self._slots.count(stage)
 
     def _draw(self, scene: Scene) -> None:
         request = request_of(scene, Stage.T2I, self._options.embed_recipe)
         entry = entry_of(self._records.get(scene.id), Stage.T2I)
-        reason = reason_to_run(request, entry, self._folder, self._models[Stage.T2I])
+        reason = reason_to_run(request, scene.picture_name, entry, self._folder, model=self._models[Stage.T2I])
         reason = "forced" if self._options.force else reason
         if reason is None:
             self._waiting[Stage.I2V].append(scene)
@@ -221,16 +217,16 @@ class _Batch:
         request = request_of(scene, Stage.I2V, self._options.embed_recipe)
         record = self._records[scene.id]
         picture = record.t2i
-        reason = reason_to_run(
-            request, record.i2v, self._folder, self._models[Stage.I2V], picture.sha256 if picture else None
-        )
+        digest, model = picture.sha256 if picture else None, self._models[Stage.I2V]
+        name = scene.video_name
+        reason = reason_to_run(request, name, record.i2v, self._folder, model=model, picture_sha256=digest)
         reason = "forced" if self._options.force else reason
         if reason is not None:
             self._start(Job(scene, Stage.I2V, request, reason, picture))
         elif scene.id in self._touched:
             yield self._scene_done(scene)
         else:
-            self._skipped += 1
+            self._skipped.append(scene)
             yield SceneSkipped(scene=scene.id)
 
     def _start(self, job: Job) -> None:
@@ -242,11 +238,9 @@ class _Batch:
         job, entry = finished.job, finished.entry
         self._running[job.stage] -= 1
         if entry is None:
-            error: CloudVidError | None = finished.error
-            self._failed[job.scene.id] = str(error)
-            yield SceneFailed(scene=job.scene.id, stage=job.stage, error=type(error).__name__, message=str(error))
+            yield from self._fail(job, finished.error or CloudVidError("no result"))
             return
-        self._models[job.stage] = entry.model
+        self._learn_model(job.stage, entry.model)
         yield StageDone(
             scene=job.scene.id,
             stage=job.stage,
@@ -262,7 +256,29 @@ class _Batch:
         else:
             yield self._scene_done(job.scene)
         if self._clock() - self._drawn_at >= _GALLERY_SECONDS:
-            self._draw_gallery()
+            with suppress(OutputError):  # the one at the end counts
+                self._draw_gallery()
+
+    def _fail(self, job: Job, error: CloudVidError) -> Iterator[BatchEvent]:
+        if isinstance(error, PictureChanged) and job.scene.id not in self._redrawn:
+            self._redrawn.add(job.scene.id)
+            self._waiting[Stage.T2I].append(job.scene)
+        elif isinstance(error, ServerUnavailable):
+            self._gone.add(job.stage)  # the other stage goes on with what it has
+            self._fatal = error
+        elif isinstance(error, OutputError) and error.errno not in _ONE_FILE:
+            self._fatal = error
+        else:
+            self._failed[job.scene.id] = str(error)
+            yield SceneFailed(scene=job.scene.id, stage=job.stage, error=type(error).__name__, message=str(error))
+
+    def _learn_model(self, stage: Stage, model: str) -> None:
+        """Scenes that were skipped while another model was expected, or none was known, are looked at again."""
+        if self._models[stage] == model:
+            return
+        self._models[stage] = model
+        again, self._skipped = self._skipped, []
+        self._waiting[Stage.T2I].extend(again)
 
     def _scene_done(self, scene: Scene) -> SceneDone:
         self._done += 1

@@ -81,7 +81,8 @@ class Client:
         self._connection = Connection(session or plain_session(), credentials)
         if token is not None and not (token.isascii() and token.isprintable()):
             raise errors.Unauthorized("the token has characters that no HTTP header can carry")
-        self._timeout = (_CONNECT_SECONDS, timeout)
+        self.timeout = timeout
+        """Seconds without a sign of life after which a request has failed."""
         self._sleep = sleep
         self._clock = clock
 
@@ -148,14 +149,16 @@ class Client:
         else:
             body["files"] = {"image": ("image", picture), "parameters": ("parameters", parameters.encode(), JSON)}
         url = f"{self._urls[stage]}/predictions/{stage}"
-        with self._connection.call("POST", url, "inference", stream=True, timeout=self._timeout, **body) as response:
+        with self._connection.call(
+            "POST", url, "inference", stream=True, timeout=(_CONNECT_SECONDS, self.timeout), **body
+        ) as response:
             try:
                 if response.status_code != 200:
                     raise failure(stage, error_body(response.status_code, response.content))
                 return streamed(stage, response, on_event) if on_event else whole(stage, response)
             except requests.RequestException as error:
                 if timed_out(error):
-                    raise errors.Stalled(f"{stage}: no sign of life for {self._timeout[1]:g} s") from None
+                    raise errors.Stalled(f"{stage}: no sign of life for {self.timeout:g} s") from None
                 raise errors.BrokenAnswer(f"{stage}: the answer broke off: {reason(error)}") from None
 
     def readiness(self, stage: Stage) -> Readiness | None:
@@ -176,15 +179,15 @@ class Client:
             return None
         return Readiness(stage, workers.count("READY"), len(workers))
 
-    def describe(self, stage: Stage) -> Description | None:
-        """What a worker of a stage says of itself, or None where it cannot be asked or is busy.
+    def describe(self, stage: Stage, timeout: float = _CONNECT_SECONDS) -> Description | None:
+        """What a worker of a stage says of itself, or None where it cannot be asked or is busy for too long.
 
-        The question waits in the stage's queue like any request, here for at most some seconds.
+        The question waits in the stage's queue like any request, here for at most `timeout` seconds.
         """
         base = self._management or next_port(self._urls[stage])
         url = f"{base}/models/{stage}?customized=true"
         try:
-            with self._connection.call("GET", url, "management", timeout=_CONNECT_SECONDS) as response:
+            with self._connection.call("GET", url, "management", timeout=(_CONNECT_SECONDS, timeout)) as response:
                 return Description.model_validate(response.json()[0]["customizedMetadata"])
         except (errors.CloudVidError, ValueError, LookupError, TypeError):
             return None
@@ -211,6 +214,15 @@ class Client:
                 raise errors.NotReady(
                     f"{stage} has no worker that is ready, of {readiness.workers}; `cloudvid wait` waits until it has"
                 )
+
+    def is_healthy(self, stage: Stage) -> bool:
+        """Whether the stage's server does not say itself that its workers stay down; True where it says nothing."""
+        try:
+            ping = f"{self._urls[stage]}/ping"
+            with self._connection.call("GET", ping, "inference", timeout=_CONNECT_SECONDS) as response:
+                return response.status_code != 500
+        except errors.CloudVidError:
+            return True
 
     def wait_until_ready(self, *stages: Stage, timeout: float = 600.0) -> None:
         """Wait until every stage has a READY worker.

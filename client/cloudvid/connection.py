@@ -1,12 +1,14 @@
 """HTTP as the client needs it: keys that change, no proxies, no redirects, and errors of our own tree."""
 
 import re
+import socket
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
 
 from cloudvid import errors
 from cloudvid.answers import error_body
@@ -29,7 +31,7 @@ class Connection:
             headers = {**arguments.pop("headers", {}), **({"Authorization": f"Bearer {key}"} if key else {})}
             try:
                 response = self.session.request(method, url, headers=headers, allow_redirects=False, **arguments)
-                refused = response.status_code in (400, 401, 403)
+                refused = response.status_code in (400, 401)
                 content = response.content if refused else b""
             except requests.ReadTimeout:
                 raise errors.Stalled(f"{url}: no sign of life within the time-out") from None
@@ -46,12 +48,29 @@ class Connection:
             key, arguments["headers"] = renewed, headers
 
 
+class _KeepAlive(HTTPAdapter):
+    """Notices within two minutes that the other end is gone without a word: a laptop slept, a NAT forgot."""
+
+    _IDLE, _INTERVAL, _PROBES = 60, 15, 4  # seconds, seconds, count
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """Every connection with TCP keep-alive."""
+        options["socket_options"] = [
+            *HTTPConnection.default_socket_options,
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self._IDLE),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self._INTERVAL),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, self._PROBES),
+        ]
+        super().init_poolmanager(*arguments, **options)
+
+
 def plain_session() -> requests.Session:
     """A session that leaves the token to us."""
     session = requests.Session()
     session.trust_env = False  # a ~/.netrc would replace the token, and a proxy would see it
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=64, max_retries=0))
+        session.mount(scheme, _KeepAlive(pool_maxsize=64, max_retries=0))
     return session
 
 

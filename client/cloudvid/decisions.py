@@ -19,18 +19,25 @@ def file_name(scene: Scene, stage: Stage) -> str:
 
 
 def reason_to_run(
-    request: Request, entry: Entry | None, folder: Path, model: str | None, picture_sha256: str | None = None
+    request: Request,
+    name: str,
+    entry: Entry | None,
+    folder: Path,
+    *,
+    model: str | None,
+    picture_sha256: str | None = None,
 ) -> str | None:
     """Why a stage has to run, or None where its file is there, whole and as asked for.
 
     Args:
         request: what is asked for.
+        name: of the stage's file.
         entry: what the manifest knows of the stage.
         folder: where the file lies.
         model: the model that would make it, where it is known.
         picture_sha256: of a clip, the picture that it would be made from.
     """
-    if entry is None:
+    if entry is None or entry.file != name:  # a name of its own making is no file of ours
         return "new"
     if entry.request_sha256 != request_digest(request):
         return "parameters changed"

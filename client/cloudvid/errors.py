@@ -119,7 +119,15 @@ class Stalled(BrokenAnswer):
 
 
 class OutputError(CloudVidError):
-    """A file cannot be read or written."""
+    """A file cannot be read or written.
+
+    Attributes:
+        errno: the operating system's reason, where it gave one.
+    """
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class FolderInUse(OutputError):

@@ -17,6 +17,8 @@ class BatchStarted(_Event):
     event: Literal["batch_started"] = "batch_started"
     scenes: int
     output_dir: str
+    models: dict[Stage, str | None]
+    """Identity of each stage's model; None where the server cannot be asked."""
 
 
 class SceneSkipped(_Event):

@@ -4,12 +4,16 @@ A POST is safe to send again because its seed is fixed.
 """
 
 import random
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cloudvid import errors
 from cloudvid_schema.protocol import ErrorBody
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
+_LONG_SECONDS = 30.0  # an attempt that lasted longer was in the server's hands, not in front of a closed door
+_RESTARTS = 5  # of the server, each in the middle of an answer to the same request
 _DRAW = random.SystemRandom()
 
 
@@ -38,11 +42,11 @@ class Row:
 ANSWERS = (
     # The code of a worker's death is a race between 500 and 507; its message is not.
     Row(None, None, "Worker died", errors.WorkerDied, 1),
-    Row(400, "InvalidKeyException", None, errors.Unauthorized, 2),
-    Row(401, None, None, errors.Unauthorized, 2),
-    Row(403, None, None, errors.Unauthorized, 2),
-    Row(404, "ModelNotFoundException", None, errors.NotReady, None),  # a server that starts registers its models late
-    Row(408, None, None, errors.BrokenAnswer, 3),
+    # The key file was read again already; once more for a server that is writing it.
+    Row(400, "InvalidKeyException", None, errors.Unauthorized, 1),
+    Row(401, None, None, errors.Unauthorized, 0),
+    Row(404, "ModelNotFoundException", None, errors.NotReady, 4),  # a server that starts registers its models late
+    Row(408, None, None, errors.BrokenAnswer, 1),
     Row(429, None, None, errors.Busy, None),
     Row(503, "ServiceUnavailableException", None, errors.Busy, None),
     Row(503, "InternalServerException", None, errors.StageFailed, 1),
@@ -58,7 +62,7 @@ ANSWERS = (
 WITHOUT_ANSWER = (
     Row(None, None, None, errors.Unreachable, None),
     Row(None, None, None, errors.Stalled, 1),
-    Row(None, None, None, errors.BrokenAnswer, 2),
+    Row(None, None, None, errors.BrokenAnswer, 2),  # a worker that dies in the middle of a stream looks like this
 )
 """By class of the error; first match wins."""
 
@@ -68,12 +72,49 @@ def row_of(body: ErrorBody) -> Row:
     return next(row for row in ANSWERS if row.matches(body))
 
 
-def tries_of(error: errors.CloudVidError) -> int | None:
+def tries_of(error: errors.CloudVidError | None) -> int | None:
     """How often a request is sent again after this error; None: as long as patience lasts."""
     body = getattr(error, "body", None)
     if body is not None:
         return row_of(body).tries
     return next((row.tries for row in WITHOUT_ANSWER if isinstance(error, row.error)), 0)
+
+
+class Tries:
+    """Decides after each failure of one request whether it is sent again.
+
+    Args:
+        retries: how often in all, whatever the failures; waiting for a busy or absent server is not counted.
+        patience: seconds to wait for such a server.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, retries: int, patience: float, clock: Callable[[], float]) -> None:
+        self._retries, self._patience, self._clock = retries, patience, clock
+        self._counts: Counter[type[errors.CloudVidError]] = Counter()
+        self._restarts = 0
+        self._last: errors.CloudVidError | None = None
+        self._began = self._waiting_since = clock()
+
+    def begin(self) -> None:
+        """The request is sent (again)."""
+        self._began = self._clock()
+
+    def allow(self, error: errors.CloudVidError) -> bool:
+        """Whether the request is to be sent again after this failure."""
+        last, self._last = self._last, error
+        tries = tries_of(error)
+        if tries is None:
+            if isinstance(error, errors.ServerUnavailable) and isinstance(last, errors.BrokenAnswer):
+                # The server went away, and that is what broke the answer: no fault of this request, but no free pass.
+                self._counts[type(last)] -= 1
+                self._restarts += 1
+            now = self._clock()
+            if tries_of(last) is not None or now - self._began > _LONG_SECONDS:
+                self._waiting_since = now  # until now it was worked on, or queued
+            return self._restarts <= _RESTARTS and now - self._waiting_since < self._patience
+        self._counts[type(error)] += 1
+        return self._counts[type(error)] <= tries and self._counts.total() <= self._retries
 
 
 def backoff(attempt: int) -> float:

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 
-from cloudvid.decisions import request_of
-from cloudvid.manifest import Entry, Record
+from cloudvid.decisions import file_name, request_of
+from cloudvid.manifest import Entry, Record, request_digest
 from cloudvid.outputs import Disk, write_file
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import TINY_MODEL, Stage
@@ -48,18 +48,25 @@ def write_gallery(
 def _card(scene: Scene, record: Record | None, error: str | None) -> dict[str, object]:
     entries = {stage: record.entry(stage) if record else None for stage in Stage}
     picture, clip = entries[Stage.T2I], entries[Stage.I2V]
-    is_done = picture is not None and clip is not None and clip.picture_sha256 == picture.sha256
+    is_current = all(entry is not None and _is_current(scene, stage, entry) for stage, entry in entries.items())
+    is_done = is_current and picture is not None and clip is not None and clip.picture_sha256 == picture.sha256
     return {
         "id": scene.id,
         "prompt": scene.scene_desc,
         "motion": scene.motion_desc,
         "status": "failed" if error else "done" if is_done else "to do",
         "error": error,
-        "picture": quote(picture.file) if picture else None,
-        "clip": quote(clip.file) if clip and is_done else None,
+        "picture": quote(scene.picture_name) if picture else None,
+        "clip": quote(scene.video_name) if is_done else None,
         "parameters": {stage: _parameters(scene, stage, entries[stage]) for stage in Stage},
         "models": [entry.model for entry in entries.values() if entry],
     }
+
+
+def _is_current(scene: Scene, stage: Stage, entry: Entry) -> bool:
+    """Whether a record is of what the scene asks for now, with or without its recipe in the file."""
+    request = request_of(scene, stage, bool(entry.request.get("embed_recipe", True)))
+    return entry.file == file_name(scene, stage) and entry.request_sha256 == request_digest(request)
 
 
 def _parameters(scene: Scene, stage: Stage, entry: Entry | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Manifest:
     def __init__(self, folder: Path, disk: Disk = DISK) -> None:
         self._path = folder / NAME
         self._disk = disk
-        self._handle: int | None = None
+        self._added: set[str] = set()
         self._writing = threading.Lock()
         self._is_closed = False
         self._begins_line = True
@@ -120,8 +121,9 @@ class Manifest:
             raise FolderInUse(f"another cloudvid works in {folder} ({holder or 'just started'})") from None
         except OSError:
             return  # no locks on this file system
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with suppress(OSError):  # who holds the lock is said as a courtesy too
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
     def add(self, record: Record) -> None:
         """Put a scene's record on the disk.
@@ -134,16 +136,20 @@ class Manifest:
             try:
                 if self._is_closed:
                     return  # the batch has ended: what this file is will be found out by the next one
-                if self._handle is None:
-                    self._handle = self._disk.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-                if not self._begins_line:
-                    line = b"\n" + line  # a write before this one was cut: its line ends here
-                self._begins_line = False
-                write_all(self._handle, line, self._disk)
-                self._begins_line = True
+                # Opened anew each time: where locks lie, another cloudvid may have put a new file in its place.
+                handle = self._disk.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+                try:
+                    if not self._begins_line:
+                        line = b"\n" + line  # a write before this one was cut: its line ends here
+                    self._begins_line = False
+                    write_all(handle, line, self._disk)
+                    self._begins_line = True
+                finally:
+                    os.close(handle)
             except OSError as error:
-                raise OutputError(f"{self._path} cannot be written: {error.strerror}") from None
+                raise OutputError(f"{self._path} cannot be written: {error.strerror}", error.errno) from None
             self.records[record.id] = record
+            self._added.add(record.id)
 
     def close(self, order: Iterable[str] | None = None) -> None:
         """Let go of the folder; with the scenes' order the file is put into it, one line a scene.
@@ -155,13 +161,15 @@ class Manifest:
             self._is_closed = True
         try:
             if order is not None:
-                first = [scene for scene in order if scene in self.records]
-                rest = sorted(self.records.keys() - set(first))
-                self._rewrite(self.records[scene] for scene in [*first, *rest])
+                # Of scenes that this batch did not touch, another one may know more where locks lie.
+                on_disk, _ = read_records(self._path.parent)
+                records = {**on_disk, **{scene: self.records[scene] for scene in self._added}}
+                first = [scene for scene in order if scene in records]
+                rest = sorted(records.keys() - set(first))
+                self._rewrite(records[scene] for scene in [*first, *rest])
         finally:
-            if self._handle is not None:
-                os.close(self._handle)
-            os.ftruncate(self._lock, 0)
+            with suppress(OSError):
+                os.ftruncate(self._lock, 0)
             os.close(self._lock)
 
     def _rewrite(self, records: Iterable[Record]) -> None:

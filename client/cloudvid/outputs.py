@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from cloudvid.errors import OutputError
@@ -14,8 +15,9 @@ class Disk:
     """The operations that storing rests on, one system call each; a test passes one that fails."""
 
     def open(self, path: Path, flags: int) -> int:
-        """Open a file, for a new one with the permissions that the umask leaves."""
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        """Open a file, never through a link, for a new one with the permissions that the umask leaves; or a folder."""
+        follow = 0 if flags & os.O_DIRECTORY else os.O_NOFOLLOW
+        return os.open(path, flags | os.O_CLOEXEC | follow, 0o666)
 
     def write(self, handle: int, data: memoryview) -> int:
         """Write a part of the data; how many bytes is returned."""
@@ -49,28 +51,35 @@ def write_file(path: Path, data: bytes, disk: Disk = DISK) -> Path:
     """
     if not path.name:
         raise OutputError(f"{path} is no name for a file")
-    half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle = disk.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            try:
-                write_all(handle, data, disk)
-            finally:
-                os.close(handle)
-            disk.replace(half, path)
-        except BaseException:
-            half.unlink(missing_ok=True)
-            raise
+            _write_once(path, data, disk)
+        except FileNotFoundError:  # where locks lie, another cloudvid may have swept the half file away
+            _write_once(path, data, disk)
         sync_folder(path.parent, disk)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+        raise OutputError(f"{path} cannot be written: {error.strerror}", error.errno) from None
     return path
+
+
+def _write_once(path: Path, data: bytes, disk: Disk) -> None:
+    half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        handle = disk.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            write_all(handle, data, disk)
+        finally:
+            os.close(handle)
+        disk.replace(half, path)
+    except BaseException:
+        half.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path, disk: Disk) -> None:
     """Wait until the folder's names are on the disk."""
-    handle = disk.open(folder, os.O_RDONLY)
+    handle = disk.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         disk.fsync(handle)
     finally:
@@ -81,4 +90,5 @@ def remove_halves(folder: Path) -> None:
     """Remove what a write that was cut off has left."""
     for path in folder.iterdir():
         if _HALF.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cloudvid.decisions import entry_of, reason_to_run, request_of
+from cloudvid.decisions import entry_of, file_name, reason_to_run, request_of
 from cloudvid.manifest import read_records
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import Description, ImageToVideoRequest, Request, Stage
@@ -83,7 +83,9 @@ def make_plan(
             description = descriptions.get(stage)
             picture = drawn.sha256 if drawn and stage is Stage.I2V else None
             model = description.model if description else None
-            reason = reason_to_run(request, entry_of(record, stage), folder, model, picture)
+            reason = reason_to_run(
+                request, file_name(scene, stage), entry_of(record, stage), folder, model=model, picture_sha256=picture
+            )
             if reason is None and is_new_picture:
                 reason = "picture changed"
             # A picture that is merely missing or damaged comes out the same: its clip stays.

@@ -19,7 +19,7 @@ class Slots:
     """
 
     def __init__(self, client: Client, fallback: Mapping[Stage, int]) -> None:
-        self._client, self._fallback = client, fallback
+        self._client = client
         self._stop = threading.Event()
         self._counts = {stage: fallback.get(stage, 1) for stage in Stage}
         self._refresh()
@@ -42,8 +42,6 @@ class Slots:
             try:
                 readiness = self._client.readiness(stage)
             except CloudVidError:
-                continue  # restarting: the last count stands
-            if readiness is None:
-                self._counts[stage] = self._fallback.get(stage, 1)
-            else:
+                continue
+            if readiness is not None:  # else the last count stands
                 self._counts[stage] = max(1, readiness.ready) + 1

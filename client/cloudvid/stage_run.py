@@ -1,7 +1,7 @@
 """One stage of one scene: sent, sent again where the failure table says so, stored, put on record."""
 
+import hashlib
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,16 @@ from pathlib import Path
 from cloudvid.answers import Generated
 from cloudvid.client import Client
 from cloudvid.decisions import file_name
-from cloudvid.errors import BrokenAnswer, CloudVidError, ServerUnavailable, StageError
+from cloudvid.errors import CloudVidError, OutputError, ServerUnavailable, StageError, Unhealthy
 from cloudvid.events import BatchEvent, StageProgress, StageRetried, StageStarted
-from cloudvid.failures import tries_of
+from cloudvid.failures import Tries
 from cloudvid.manifest import Entry, Manifest, Record, canonical, request_digest
 from cloudvid.media_files import check_whole
 from cloudvid.outputs import Disk, write_file
 from cloudvid.scenes import Scene
-from cloudvid_schema.protocol import ImageToVideoRequest, Progress, Stage, Started, TextToImageRequest
+from cloudvid_schema.protocol import MEDIA_TYPE, ImageToVideoRequest, Progress, Stage, Started, TextToImageRequest
+
+_DOWN_SECONDS = 60.0  # TorchServe loads a large model in less, and gives a worker up after 300
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Finished:
     entry: Entry | None = None
     seconds: float = 0.0
     error: CloudVidError | None = None
+
+
+class PictureChanged(OutputError):
+    """A clip's picture is not the one on record any more."""
 
 
 class _Stopped(Exception):
@@ -102,26 +108,19 @@ class StageRunner:
             self._report(Finished(job, error=StageError(f"{job.stage}: {type(error).__name__}: {error}")))
 
     def _send(self, job: Job) -> Generated:
-        failures: Counter[type[CloudVidError]] = Counter()
-        attempt, waiting_since = 0, None
+        tries = Tries(self._retries, self._patience, self._clock)
+        attempt = 0
+        down_since: float | None = None
         while True:
             attempt += 1
             self._report(StageStarted(scene=job.scene.id, stage=job.stage, reason=job.reason, attempt=attempt))
+            tries.begin()
             try:
                 return self._send_once(job)
             except (StageError, ServerUnavailable) as error:
-                tries = tries_of(error)
-                if tries is None:
-                    if isinstance(error, ServerUnavailable):
-                        failures.pop(BrokenAnswer, None)  # the server went away: that is what broke the answer
-                    waiting_since = self._clock() if waiting_since is None else waiting_since
-                    if self._clock() - waiting_since >= self._patience:
-                        raise
-                else:
-                    waiting_since = None
-                    failures[type(error)] += 1
-                    if failures[type(error)] > tries or failures.total() > self._retries:
-                        raise
+                if not tries.allow(error):
+                    raise
+                down_since = self._since_down(job.stage, down_since)
                 wait = self._backoff(attempt)
                 self._report(
                     StageRetried(
@@ -132,22 +131,36 @@ class StageRunner:
                         wait_seconds=round(wait, 3),
                     )
                 )
-                if self._stop.wait(wait):
-                    raise _Stopped from None
+            if self._stop.wait(wait):
+                raise _Stopped
+
+    def _since_down(self, stage: Stage, since: float | None) -> float | None:
+        """Since when the server says that workers do not come up, asked after each failure.
+
+        Raises:
+            Unhealthy: for longer than a worker takes to come back.
+        """
+        if self._client.is_healthy(stage):
+            return None
+        now = self._clock()
+        since = now if since is None else since
+        if now - since >= _DOWN_SECONDS:
+            raise Unhealthy(f"{stage}: workers do not come up; the server's log says why")
+        return since
 
     def _send_once(self, job: Job) -> Generated:
         picture = None
         if job.picture is not None:
             path = self._folder / job.picture.file
             picture = path.read_bytes() if path.is_file() else b""
-            if len(picture) != job.picture.size:
-                raise StageError(f"{path} has changed since it was made")
+            if hashlib.sha256(picture).hexdigest() != job.picture.sha256:
+                raise PictureChanged(f"{path} has changed since it was made")
         if self._stop.is_set():
             raise _Stopped
         with self._counting:
             self.requests += 1
         result = self._client.send(job.request, picture, on_event=lambda event: self._pass_on(job, event))
-        check_whole(result.data, result.media_type)
+        check_whole(result.data, MEDIA_TYPE[job.stage])
         return result
 
     def _pass_on(self, job: Job, event: Started | Progress) -> None:

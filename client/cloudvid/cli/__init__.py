@@ -26,6 +26,7 @@ app.command("init")(scenes.init)
 app.command("image")(single.image)
 app.command("video")(single.video)
 app.command("inspect")(inspect.inspect)
+app.command("gallery")(scenes.gallery)
 app.command("wait")(server.wait)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from cloudvid.errors import OutputError
 from cloudvid.media_files import read_recipe
+from cloudvid.scenes import ID_PATTERN
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageOptions
 
 
@@ -32,23 +33,30 @@ def scene_of(recipe: dict[str, Any], file: Path) -> dict[str, Any]:
     Raises:
         OutputError: a clip whose picture is no picture of CloudVid's.
     """
-    picture = recipe if recipe["stage"] == "t2i" else recipe.get("picture", {}).get("recipe")
-    if picture is None or "parameters" not in picture:
+    picture = recipe if recipe["stage"] == "t2i" else _object(_object(recipe, "picture"), "recipe")
+    prompt = _object(picture, "parameters").get("prompt")
+    if not isinstance(prompt, str):
         raise OutputError(f"{file} was made from a picture without a recipe: no scene makes it again")
-    prompt = picture["parameters"]["prompt"]
+    name = re.sub(r"(_base_image|_video)$", "", file.stem)
     scene: dict[str, Any] = {
-        "id": re.sub(r"(_base_image|_video)$", "", file.stem),
+        "id": name if re.fullmatch(ID_PATTERN[1:-1], name) else "scene",
         "scene_desc": prompt,
         "t2i_params": _given(picture["parameters"], TextToImageOptions),
     }
-    metadata = dict(recipe.get("metadata") or {})
+    metadata = dict(_object(recipe, "metadata"))
     if recipe["stage"] == "i2v":
-        scene["i2v_params"] = _given(recipe["parameters"], ImageToVideoParameters)
+        scene["i2v_params"] = _given(_object(recipe, "parameters"), ImageToVideoParameters)
         if motion := metadata.pop("motion_desc", ""):
             scene["motion_desc"] = motion
     if metadata or (recipe is not picture and picture.get("metadata")):
         print("note: the file also carries metadata that no scene holds; its bytes will differ there", file=sys.stderr)
     return scene
+
+
+def _object(value: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object under a key, or an empty one: a file may hold anything."""
+    inner = value.get(key)
+    return inner if isinstance(inner, dict) else {}
 
 
 def _given(parameters: dict[str, Any], model: type[TextToImageOptions | ImageToVideoParameters]) -> dict[str, Any]:

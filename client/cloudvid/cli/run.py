@@ -12,12 +12,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cloudvid.batch import RenderOptions, render
+from cloudvid.batch import render
 from cloudvid.cli.options import OutputDir, SceneFile, takes_client
+from cloudvid.cli.tally import Tally
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView, View
 from cloudvid.client import Client
 from cloudvid.errors import CloudVidError
 from cloudvid.events import BatchFinished
+from cloudvid.render_options import RenderOptions
 from cloudvid.scenes import Scene, read_scenes
 from cloudvid_schema.protocol import Stage
 
@@ -39,6 +41,9 @@ def run(
     patience: Annotated[
         float, typer.Option("--patience", min=0, help="Seconds to wait for a server that is busy or away.")
     ] = 900.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds without a sign of life after which a request has failed.")
+    ] = 3600.0,
     wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for a server that is not ready.")] = 0.0,
     t2i_concurrency: Annotated[
         int,
@@ -73,6 +78,7 @@ def run(
         embed_recipe=metadata,
         concurrency={Stage.T2I: t2i_concurrency, Stage.I2V: i2v_concurrency},
     )
+    client.timeout = timeout
     client.wait_until_ready(timeout=wait)
     code = _render(batch, client, output_dir, options, _view(quiet, json))
     if code:
@@ -90,30 +96,39 @@ def _view(quiet: bool, json: bool) -> View:
 
 def _render(scenes: list[Scene], client: Client, output_dir: Path, options: RenderOptions, view: View) -> int:
     finished: BatchFinished | None = None
+    tally = Tally()
     events = render(scenes, client, output_dir, options)
     try:
         with _signals_as_interrupt():
             for event in events:
+                tally.take(event)
                 view.show(event)
                 if isinstance(event, BatchFinished):
                     finished = event
     except KeyboardInterrupt:
         events.close()
+        view.show(tally.finished("interrupted"))
+        view.close()
         print(f"interrupted; to go on:\n  {resume_command(sys.argv)}", file=sys.stderr)
         return 130
     except CloudVidError:
+        view.close()
         print(f"to go on:\n  {resume_command(sys.argv)}", file=sys.stderr)
         raise
     finally:
         view.close()
     if finished is None or finished.failed:
+        view.close()
         print(f"to try what failed again:\n  {resume_command(sys.argv)}", file=sys.stderr)
         return 1
     return 0
 
 
 def resume_command(argv: list[str]) -> str:
-    """The command that goes on where this one stopped: the same, less `--force` and without its secret."""
+    """The command that goes on where this one stopped: the same, without its secret.
+
+    Less `--force` too, which would begin anew: what it had not come to stays as it was.
+    """
     words = ["cloudvid"]
     arguments = iter(argv[1:])
     for word in arguments:
@@ -131,7 +146,9 @@ def _signals_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {sign: signal.signal(sign, interrupt) for sign in (signal.SIGTERM, signal.SIGHUP)}
+    # What nohup ignores stays ignored.
+    wanted = [sign for sign in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sign) is not signal.SIG_IGN]
+    before = {sign: signal.signal(sign, interrupt) for sign in wanted}
     try:
         yield
     finally:

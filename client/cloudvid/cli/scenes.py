@@ -9,7 +9,9 @@ import typer
 from cloudvid.cli.options import OutputDir, SceneFile, takes_client
 from cloudvid.client import Client
 from cloudvid.errors import OutputError
-from cloudvid.outputs import write_file
+from cloudvid.gallery import write_gallery
+from cloudvid.manifest import read_records
+from cloudvid.outputs import DISK, write_file
 from cloudvid.planning import make_plan
 from cloudvid.scenes import EXAMPLE, Scene, read_scenes, scene_schema
 from cloudvid_schema.protocol import Stage
@@ -54,6 +56,12 @@ def plan(
     elif running:
         text += f"; about {seconds:.0f} s at the server's own pace"
     print(text)
+
+
+def gallery(scenes: SceneFile = None, output_dir: OutputDir = Path("output")) -> None:
+    """Write the output folder's index.html anew, from its manifest."""
+    batch = _read(scenes)
+    print(write_gallery(output_dir, batch, read_records(output_dir)[0], {}, DISK))
 
 
 def init(

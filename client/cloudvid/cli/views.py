@@ -44,11 +44,12 @@ class Pace:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.scenes = 0
-        self.done = dict.fromkeys(Stage, 0)
+        self.settled: dict[Stage, set[str]] = {stage: set() for stage in Stage}
+        """Scenes of which a stage has nothing left to do."""
+        self._made = dict.fromkeys(Stage, 0)
         self._first: dict[Stage, float] = {}
         self._last_step: dict[tuple[str, Stage], float] = {}
         self.seconds_per_step: dict[Stage, float] = {}
-        self._settled = 0
 
     def take(self, event: BatchEvent) -> None:
         """Learn from an event."""
@@ -58,24 +59,35 @@ class Pace:
                 self.scenes = event.scenes
             case StageStarted():
                 self._first.setdefault(event.stage, now)
-                self._last_step[event.scene, event.stage] = now
+                self._last_step.pop((event.scene, event.stage), None)
+                if event.stage is Stage.I2V:
+                    self.settled[Stage.T2I].add(event.scene)
             case StageProgress(phase="denoise"):
-                self.seconds_per_step[event.stage] = now - self._last_step.get((event.scene, event.stage), now)
+                # The time before the first step is the queue's, not the stage's.
+                before = self._last_step.get((event.scene, event.stage))
+                if before is not None:
+                    self.seconds_per_step[event.stage] = now - before
                 self._last_step[event.scene, event.stage] = now
             case StageDone():
-                self.done[event.stage] += 1
-                self._last_step.pop((event.scene, event.stage), None)
+                self._made[event.stage] += 1
+                self.settled[event.stage].add(event.scene)
             case SceneSkipped() | SceneFailed():
-                self._settled += 1
+                for stage in Stage:
+                    self.settled[stage].add(event.scene)
 
     def seconds_left(self) -> float | None:
         """Until the slower stage is through, at the pace that was seen; None before a stage has ended once."""
         estimates = []
         for stage, began in self._first.items():
-            left = self.scenes - self._settled - self.done[stage]
-            if left > 0 and self.done[stage]:
-                estimates.append(left * (self._clock() - began) / self.done[stage])
+            left = self.scenes - len(self.settled[stage])
+            if left > 0 and self._made[stage]:
+                estimates.append(left * (self._clock() - began) / self._made[stage])
         return max(estimates) if estimates else None
+
+    def step_text(self, event: StageProgress) -> str:
+        """Where a request stands: `denoise 12/25, 3.60 s/step`."""
+        pace = self.seconds_per_step.get(event.stage)
+        return f"{event.phase} {event.step}/{event.steps}" + (f", {pace:.2f} s/step" if pace is not None else "")
 
 
 class PlainView:
@@ -99,9 +111,9 @@ class PlainView:
             case StageRetried():
                 self._print(f"again in {event.wait_seconds:.1f} s: {event.scene}: {event.message}", sys.stderr)
             case StageProgress() if self._clock() - self._last_line >= _PROGRESS_SECONDS:
-                pace = self._pace.seconds_per_step.get(event.stage, 0.0)
-                steps = f"{event.phase} {event.step}/{event.steps}"
-                self._print(f"  {event.scene}: {event.stage} {steps}, {pace:.1f} s/step{_left(self._pace)}")
+                self._print(f"  {event.scene}: {event.stage} {self._pace.step_text(event)}{_left(self._pace)}")
+            case BatchStarted() if None in event.models.values():
+                self._print(UNSEEN_NOTE)
             case BatchFinished():
                 if self._is_noise:
                     print(NOISE_NOTE, file=self._out)
@@ -116,6 +128,12 @@ class PlainView:
 
 
 NOISE_NOTE = "note: the tiny models have random weights, so these pictures are noise; PROFILE=real makes real ones"
+
+
+UNSEEN_NOTE = (
+    "note: which models the server has cannot be seen (its management API, or the key to it); "
+    "if one has changed, what was made before is made again only once that shows"
+)
 
 
 class LiveView:
@@ -144,13 +162,12 @@ class LiveView:
                 for stage in Stage:
                     self._tasks[stage] = self._progress.add_task(names[stage], total=event.scenes, count="", detail="")
                 self._progress.start()
+                if None in event.models.values():
+                    self._console.print(UNSEEN_NOTE, markup=False, highlight=False)
             case StageProgress():
-                self._parts[event.stage][event.scene] = (
-                    0.95 * event.step / event.steps if event.phase == "denoise" else 0.95
-                )
-                pace = self._pace.seconds_per_step.get(event.stage, 0.0)
-                detail = f"{event.scene} {event.phase} {event.step}/{event.steps}, {pace:.2f} s/step"
-                self._move(event.stage, detail)
+                share = event.step / event.steps if event.phase == "denoise" else 1.0
+                self._parts[event.stage][event.scene] = 0.95 * share  # decoding and encoding are the rest
+                self._move(event.stage, f"{event.scene} {self._pace.step_text(event)}")
             case StageDone():
                 self._parts[event.stage].pop(event.scene, None)
                 self._is_noise = self._is_noise or event.model.startswith(TINY_MODEL)
@@ -158,7 +175,13 @@ class LiveView:
                     f"{event.path}  {event.size:,} bytes, {event.seconds:.1f} s", markup=False, highlight=False
                 )
                 self._move(event.stage)
+            case SceneSkipped():
+                for stage in Stage:
+                    self._move(stage)
             case SceneFailed():
+                for stage in Stage:
+                    self._parts[stage].pop(event.scene, None)
+                    self._move(stage)
                 self._console.print(f"failed: {event.scene}: {event.message}", style="red", markup=False)
             case StageRetried():
                 text = f"again in {event.wait_seconds:.1f} s: {event.scene}: {event.message}"
@@ -170,7 +193,7 @@ class LiveView:
                 self._console.print(summary(event), markup=False, highlight=False)
 
     def _move(self, stage: Stage, detail: str = "") -> None:
-        done = self._pace.done[stage]
+        done = len(self._pace.settled[stage])
         self._progress.update(
             self._tasks[stage],
             completed=done + sum(self._parts[stage].values()),
