@@ -9,6 +9,8 @@ import base64
 import hashlib
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, Protocol, Self
@@ -37,6 +39,7 @@ from cloudvid_schema.protocol import (
     WorkerUnfit,
 )
 
+_WATCH_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 Row = Mapping[str, bytes | bytearray]
 
@@ -89,6 +92,7 @@ class StageHandler:
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         section = (context.model_yaml_config or {}).get("handler", {})
         self._loaded = self.stage_class.load(section, context.system_properties.get("gpu_id"))
+        threading.Thread(target=_end_with_the_server, args=(os.getppid(),), name="server watch", daemon=True).start()
         logger.info("%s is loaded: %s", self.stage_class.stage, self._loaded.identity)
 
     def handle(self, rows: list[Row], context: Context) -> list[bytes]:
@@ -167,6 +171,13 @@ class _EventStream:
 
 def _line(event: Started | Progress | Result | Failed) -> bytes:
     return event.model_dump_json().encode() + b"\n"
+
+
+def _end_with_the_server(server: int) -> None:
+    """End this worker when its server has gone: one killed outright leaves it with its job, and the GPU's memory."""
+    while os.getppid() == server:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
 
 
 def _ignore(*_: object) -> None:

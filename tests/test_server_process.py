@@ -1,6 +1,7 @@
 """Starting and stopping: what `make start`, `make run` and their interruption leave behind. Nothing."""
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -11,7 +12,10 @@ import psutil
 import pytest
 from conftest import ROOT
 from java import JavaError, java_home
+from PIL import Image
 from torchserve_process import Server, ServerError, free_port, running_in
+
+from cloudvid import Client, errors
 
 SERVER = [sys.executable, str(ROOT / "deploy/server.py")]
 pytestmark = pytest.mark.slow
@@ -106,6 +110,30 @@ def test_a_client_that_fails_ends_the_server_and_gives_its_exit_code(model_store
     log = Path(done.stderr.split("the server's log: ")[1].strip())
     assert log.is_file()
     assert not below(log.parent)
+
+
+def test_workers_end_with_a_server_that_is_killed_outright_even_in_mid_inference(tmp_path, model_store, environment):
+    server = Server(tmp_path / "run", free_port())
+    place = ["--run-dir", str(server.run_dir), "--port", str(server.port), "--model-store", str(model_store)]
+    subprocess.run([*SERVER, "start", *place], env=environment, timeout=120, check=True)
+    try:
+        client = Client(server.url, key_file=server.run_dir / "key_file.json")
+        client.wait_until_ready(timeout=120)
+        buffer = io.BytesIO()
+        Image.new("RGB", (256, 256)).save(buffer, "PNG")
+        processes = below(tmp_path)
+        java = next(process for process in processes if process.name() == "java")
+
+        def kill(event):
+            if event.event == "progress":
+                java.kill()
+
+        with pytest.raises(errors.CloudVidError):
+            client.image_to_video(buffer.getvalue(), num_frames=25, num_inference_steps=100, on_event=kill)
+        _, alive = psutil.wait_procs(processes, timeout=15)
+        assert not alive
+    finally:
+        server.stop()
 
 
 def test_an_archive_that_is_missing_is_named_with_the_remedy(tmp_path):

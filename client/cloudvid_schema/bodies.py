@@ -86,10 +86,10 @@ def read(stage: Stage, body: Body) -> tuple[Request, bytes | None]:
     return request, picture
 
 
-def too_large(size: int) -> RequestError:
-    """413: the picture file has more bytes than `MAX_IMAGE_BYTES`."""
+def too_large(size: int, limit: int = MAX_IMAGE_BYTES) -> RequestError:
+    """413: the picture file has more bytes than are taken."""
     return RequestError(
-        413, "TooLarge", f"image: must be at most {MAX_IMAGE_BYTES} bytes, got {size} bytes; send a smaller picture"
+        413, "TooLarge", f"image: must be at most {limit} bytes, got {size} bytes; send a smaller picture"
     )
 
 

@@ -8,14 +8,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cloudvid_schema.faults import Fault
 from cloudvid_schema.protocol import RequestError
 
-MAX_PIXELS = 4096 * 4096
-"""Most pixels of a picture: 48 MiB once decoded."""
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
-def open_picture(data: bytes) -> Image.Image:
+def open_picture(data: bytes, max_pixels: int = 4096 * 4096) -> Image.Image:
     """The picture in a file as RGB, upright, transparent parts on black.
+
+    Args:
+        data: the file.
+        max_pixels: most pixels, held against the file's header before anything is decoded.
 
     Raises:
         RequestError: 422; not a picture, of a format, size or kind that is not taken, or broken.
@@ -27,12 +29,12 @@ def open_picture(data: bytes) -> Image.Image:
     except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         rule = "must be a PNG, JPEG or WebP picture"
         if not isinstance(error, UnidentifiedImageError):
-            rule = f"must have at most {MAX_PIXELS} pixels"
+            rule = f"must have at most {max_pixels} pixels"
         raise _refused(rule) from None
     except Exception as error:  # Pillow's parsers raise what the broken bytes led them to
         raise _refused(f"must be a readable picture ({type(error).__name__})") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise _refused(f"must have at most {MAX_PIXELS} pixels, got {image.width}×{image.height}")
+    if image.width * image.height > max_pixels:
+        raise _refused(f"must have at most {max_pixels} pixels, got {image.width}×{image.height}")
     # A camera's JPEG with a preview inside (MPO) is one picture and then some: its first frame is the picture.
     if (frames := getattr(image, "n_frames", 1)) != 1 and image.format != "MPO":
         raise _refused(f"must be a still picture, got {frames} frames")

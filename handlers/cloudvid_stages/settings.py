@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloudvid_schema.faults import faults_of
-from cloudvid_schema.protocol import Stage
+from cloudvid_schema.protocol import MAX_IMAGE_BYTES, Stage
 
 
 class SettingsError(RuntimeError):
@@ -32,6 +32,20 @@ class StageSettings(BaseModel):
     """Precision of the weights and the computation. auto: fp16 on a GPU, fp32 on a CPU."""
     decode_chunk_size: int = Field(8, ge=1, le=128)
     """Frames that the image-to-video stage decodes at once where the request does not say."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Most pixels of a picture or a frame. Of this and the limits below: None is the schema's own limit."""
+    max_frames: int | None = Field(None, ge=1)
+    """Most frames of a clip."""
+    max_steps: int | None = Field(None, ge=1)
+    """Most denoising steps."""
+    max_megapixel_steps: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Most work: width x height x frames x steps, in millions."""
+    max_prompt: int | None = Field(None, ge=1)
+    """Longest prompt, in characters."""
+    max_image_bytes: int = Field(MAX_IMAGE_BYTES, ge=1, le=MAX_IMAGE_BYTES)
+    """Largest picture file that is animated."""
+    max_image_pixels: int = Field(4096 * 4096, ge=1, le=4096 * 4096)
+    """Most pixels of such a picture; 16.8 million are 48 MiB once decoded."""
 
 
 def read_settings(

@@ -1,5 +1,6 @@
 """What both stages share: how one is loaded, how it reports steps, what it hands back."""
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,13 @@ def load_pipeline(
     return pipeline.to(device), checkpoint, precision
 
 
+def free_memory() -> None:
+    """Give back what torch's allocator holds without using it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def device_faults() -> Iterator[None]:
     """Tell apart what a device's failure means, by its type: out of memory is this request's answer, any other leaves
@@ -128,8 +136,7 @@ def device_faults() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         raise RequestError(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames") from None
     except torch.AcceleratorError as error:
         raise WorkerUnfit(str(error).partition("\n")[0]) from error

@@ -8,8 +8,9 @@ from diffusers import StableDiffusionPipeline
 
 from cloudvid_schema.protocol import PNG, Description, Stage, TextToImageRequest
 from cloudvid_stages import media
+from cloudvid_stages.limits import check_limits
 from cloudvid_stages.recipe import NOT_PARAMETERS, make_recipe
-from cloudvid_stages.settings import read_settings
+from cloudvid_stages.settings import StageSettings, read_settings
 from cloudvid_stages.stage import (
     Meter,
     OnStart,
@@ -29,10 +30,13 @@ class TextToImage:
 
     stage: ClassVar[Stage] = Stage.T2I
 
-    def __init__(self, pipeline: StableDiffusionPipeline, identity: str, precision: str) -> None:
+    def __init__(
+        self, pipeline: StableDiffusionPipeline, identity: str, precision: str, settings: StageSettings
+    ) -> None:
         self._pipeline = pipeline
         self.identity = identity
         self._precision = precision
+        self._settings = settings
         self._meter = Meter()
 
     def describe(self) -> Description:
@@ -54,7 +58,7 @@ class TextToImage:
         pipeline, checkpoint, precision = load_pipeline(
             StableDiffusionPipeline, cls.stage, settings, device_name(gpu_id)
         )
-        return cls(pipeline, checkpoint.identity, precision)
+        return cls(pipeline, checkpoint.identity, precision, settings)
 
     @device_faults()
     @torch.inference_mode()
@@ -67,6 +71,13 @@ class TextToImage:
             on_start: told the seed and the model before the first step.
             on_step: told of every step.
         """
+        check_limits(
+            self._settings,
+            pixels=request.width * request.height,
+            frames=1,
+            steps=request.num_inference_steps,
+            prompt=request.prompt,
+        )
         seed = draw_seed() if request.seed is None else request.seed
         on_start(seed, self.identity)
         watch = Stopwatch(on_step)

@@ -1,0 +1,187 @@
+"""The stages on their own: limits and memory, told apart by type."""
+
+import io
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_pictures import bomb
+
+from cloudvid_schema.protocol import ImageToVideoRequest, RequestError, TextToImageRequest, WorkerUnfit
+from cloudvid_stages import stage as stage_module
+from cloudvid_stages.image_to_video import ImageToVideo
+from cloudvid_stages.recipe import digest_of
+from cloudvid_stages.stage import device_faults
+from cloudvid_stages.text_to_image import TextToImage
+
+
+def ignore(*_):
+    """Nobody listens."""
+
+
+@pytest.fixture(scope="module")
+def t2i(tiny_models):
+    return lambda **settings: TextToImage.load({"model": str(tiny_models["t2i"]), **settings}, None)
+
+
+@pytest.fixture(scope="module")
+def i2v(tiny_models):
+    return lambda **settings: ImageToVideo.load({"model": str(tiny_models["i2v"]), **settings}, None)
+
+
+def picture(size=(64, 64)):
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize(size).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def clip(**values):
+    return ImageToVideoRequest(**{"num_frames": 5, "num_inference_steps": 1, "seed": 1, **values})
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "message"),
+    [
+        (
+            {"max_pixels": 4096},
+            {"width": 128},
+            "width: width × height must be at most 4096 on this server, and is 8192",
+        ),
+        ({"max_steps": 3}, {"num_inference_steps": 4}, "num_inference_steps: num_inference_steps must be at most 3"),
+        (
+            {"max_megapixel_steps": 0.01},
+            {"num_inference_steps": 4},
+            "width × height × frames × steps, in millions, must be",
+        ),
+        (
+            {"max_prompt": 3},
+            {"prompt": "four"},
+            "prompt: its length in characters must be at most 3 on this server, and is 4",
+        ),
+    ],
+)
+def test_a_picture_over_a_limit_is_refused_before_the_pipeline_runs(t2i, settings, values, message):
+    loaded = t2i(**settings)
+    loaded._pipeline = None  # whoever calls it fails
+    request = TextToImageRequest(**{"prompt": "a", "width": 64, "height": 64, "num_inference_steps": 2, **values})
+    with pytest.raises(RequestError) as raised:
+        loaded.run(request, None, ignore, ignore)
+    assert raised.value.body.code == 422
+    assert message in raised.value.body.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "code", "message"),
+    [
+        ({"max_frames": 4}, {}, 422, "num_frames: num_frames must be at most 4 on this server, and is 5"),
+        ({"max_pixels": 4000}, {}, 422, "width × height must be at most 4000"),
+        ({"max_megapixel_steps": 0.02}, {}, 422, "must be at most 0.02 on this server, and is 0.02048"),
+        ({"max_image_bytes": 100}, {}, 413, "image: must be at most 100 bytes"),
+        ({"max_image_pixels": 4095}, {}, 422, "image: must have at most 4095 pixels, got 64×64"),
+    ],
+)
+def test_a_clip_over_a_limit_is_refused_before_the_pipeline_runs(i2v, settings, values, code, message):
+    loaded = i2v(**settings)
+    config = loaded._pipeline.unet.config
+    with pytest.raises(RequestError) as raised:
+        loaded.run(clip(**values), picture(), ignore, ignore)
+    assert config is loaded._pipeline.unet.config
+    assert raised.value.body.code == code
+    assert message in raised.value.body.message
+
+
+def short_of_memory(loaded, most):
+    """A decoder that has room for so many frames at once; the sizes that it was asked for."""
+    asked, decode = [], loaded._pipeline.vae.decode
+
+    def decode_some(latents, **options):
+        asked.append(len(latents))
+        if len(latents) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return decode(latents, **options)
+
+    loaded._pipeline.vae.decode = decode_some
+    return asked
+
+
+def test_a_decoding_that_does_not_fit_is_done_again_in_smaller_chunks_and_the_recipe_says_so(i2v):
+    loaded = i2v()
+    expected = loaded.run(clip(decode_chunk_size=2), picture(), ignore, ignore)
+    loaded = i2v()
+    steps = []
+    asked = short_of_memory(loaded, 2)
+    output = loaded.run(clip(), picture(), ignore, lambda phase, step, steps_in_all: steps.append(phase))
+    assert asked == [5, 4, 2, 2, 1]
+    assert output.recipe["parameters"]["decode_chunk_size"] == 2
+    assert output.data == expected.data
+    assert steps.count("denoise") == 1, "the denoising is not done again"
+
+
+def test_a_chunk_that_the_caller_fixed_is_not_changed_and_the_answer_is_507(i2v):
+    loaded = i2v()
+    asked = short_of_memory(loaded, 2)
+    with pytest.raises(RequestError) as raised:
+        loaded.run(clip(decode_chunk_size=5), picture(), ignore, ignore)
+    assert raised.value.body.code == 507
+    assert asked == [5]
+
+
+def test_what_fits_in_no_chunk_is_507_and_the_next_request_is_served(i2v):
+    loaded = i2v()
+    decode = loaded._pipeline.vae.decode
+    asked = short_of_memory(loaded, 0)
+    with pytest.raises(RequestError) as raised:
+        loaded.run(clip(), picture(), ignore, ignore)
+    assert (raised.value.body.code, raised.value.body.type) == (507, "OutOfMemory")
+    assert asked == [5, 4, 2, 1]
+    loaded._pipeline.vae.decode = decode
+    assert loaded.run(clip(), picture(), ignore, ignore).data
+
+
+def test_a_device_that_cannot_go_on_is_told_apart_from_memory_by_type():
+    with pytest.raises(WorkerUnfit, match="illegal memory access"), device_faults():
+        raise torch.AcceleratorError("CUDA error: illegal memory access was encountered\nmore")
+    with pytest.raises(RequestError), device_faults():
+        raise torch.OutOfMemoryError("illegal memory access")
+    with pytest.raises(ValueError, match="CUDA"), device_faults():
+        raise ValueError("CUDA out of memory")  # a text alone means nothing
+
+
+def test_the_meter_averages_seconds_per_million_pixels():
+    meter = stage_module.Meter()
+    meter.count({"denoise": 2000.0, "decode": 500.0}, pixels=1_000_000, steps=4)
+    assert meter.seconds == {"denoise": 0.5, "decode": 0.5}
+    meter.count({"denoise": 4000.0, "decode": 500.0}, pixels=1_000_000, steps=4)
+    assert meter.seconds["denoise"] == pytest.approx(0.55)
+
+
+def test_frames_are_what_the_pipeline_itself_would_have_decoded(i2v):
+    loaded = i2v()
+    request = clip(decode_chunk_size=3, num_inference_steps=2)
+    output = loaded.run(request, picture(), ignore, ignore)
+    frames = loaded._pipeline(
+        Image.open(io.BytesIO(picture())).convert("RGB"), width=64, height=64, num_frames=5, num_inference_steps=2,
+        decode_chunk_size=3, fps=7, generator=torch.Generator().manual_seed(1), output_type="np",
+    ).frames[0]  # fmt: skip
+    pixels = (frames * 255).round().astype(np.uint8)
+    assert output.recipe["frames_sha256"] == digest_of(pixels)
+
+
+def test_hostile_pictures_are_refused_without_much_memory(i2v):
+    loaded = i2v()
+    hostile = [
+        bomb(100_000, 100_000),
+        bomb(4097, 4096),
+        b"\xff\xd8\xff" + b"\0" * 1000,
+        b"RIFF\xff\xff\xff\x7fWEBP",
+        picture()[:200],
+    ]
+    tracemalloc.start()
+    for data in hostile:
+        with pytest.raises(RequestError) as raised:
+            loaded.run(clip(), data, ignore, ignore)
+        assert raised.value.body.code == 422
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    tracemalloc.stop()
