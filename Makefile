@@ -13,7 +13,7 @@ endif
 SERVER := $(BIN)/python deploy/server.py
 START := --profile $(PROFILE) $(if $(PORT),--port $(PORT))
 
-.PHONY: help setup archives weights run serve start stop test lint clean
+.PHONY: help setup archives weights run serve start stop test lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -61,6 +61,9 @@ stop: ## stop what `make start` started
 
 test: .venv/.dev archives ## all tests
 	@$(BIN)/pytest
+
+bench: .venv/.dev ## measure; the figures go to benchmarks/results
+	@$(BIN)/python benchmarks/pipelining.py --output benchmarks/results/pipelining.json
 
 lint: .venv/.dev ## style, types, import rules, generated files
 	@$(BIN)/ruff check .

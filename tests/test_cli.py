@@ -11,6 +11,9 @@ from fake_torchserve import fake_torchserve
 from movies import read_mp4
 from PIL import Image
 from test_client import closed_port, workers
+from test_scenes import BAD
+
+from cloudvid.cli import main
 
 SCENES = [
     {
@@ -132,6 +135,26 @@ def test_an_invalid_scene_file_is_exit_code_2_with_every_fault_and_nothing_is_se
         assert fake.seen == []
     assert done.returncode == 2
     assert [line.split(": ")[2] for line in done.stderr.splitlines()] == ["scenes[0].id", "scenes[1].i2v_params.fps"]
+
+
+@pytest.mark.parametrize(("document", "fault"), BAD)
+def test_every_bad_scene_file_is_exit_code_2_with_the_place_and_nothing_is_sent(
+    document, fault, tmp_path, monkeypatch, capsys
+):
+    """The command line in this process; the address is one that nothing may be sent to."""
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(document))
+    url = f"http://127.0.0.1:{closed_port()}"
+    monkeypatch.setattr(
+        sys, "argv", ["cloudvid", "run", str(path), "--server", url, "--output-dir", str(tmp_path / "out")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"error: {path}: {fault}" in said
+    assert url not in said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
