@@ -36,7 +36,7 @@ from cloudvid.stage_run import Finished, Job, PictureChanged, StageRunner
 from cloudvid_schema.protocol import Stage
 
 _TICK_SECONDS = 1.0
-_DESCRIBE_SECONDS = 300.0
+_DESCRIBE_SECONDS = 30.0
 _GALLERY_SECONDS = 10.0
 _ONE_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """Reasons why one file cannot be written and the others can."""
@@ -70,13 +70,25 @@ def render(
         ServerUnavailable: the server is away for longer than the patience, or refuses the token.
         OutputError: a file cannot be written, or another cloudvid writes to the folder.
     """
-    batch = _Batch(
-        scenes, client, folder=output_dir, options=options or RenderOptions(), disk=disk, clock=clock, wait=wait
-    )
+    manifest = Manifest(output_dir, disk)
     try:
-        yield from batch.events()
+        batch = _Batch(
+            scenes,
+            client,
+            manifest,
+            folder=output_dir,
+            options=options or RenderOptions(),
+            disk=disk,
+            clock=clock,
+            wait=wait,
+        )
+        try:
+            yield from batch.events()
+        finally:
+            batch.stop()
     finally:
-        batch.close()
+        with suppress(OutputError):
+            manifest.close()
 
 
 class _Batch:
@@ -86,6 +98,7 @@ class _Batch:
         self,
         scenes: Sequence[Scene],
         client: Client,
+        manifest: Manifest,
         *,
         folder: Path,
         options: RenderOptions,
@@ -95,12 +108,11 @@ class _Batch:
     ) -> None:
         self._all, self._folder, self._options, self._disk, self._clock = scenes, folder, options, disk, clock
         self._scenes = [scene for scene in scenes if not options.only or scene.id in options.only]
-        self._manifest: Manifest | None = Manifest(folder, disk)
-        self._records = self._manifest.records
+        self._manifest, self._records = manifest, manifest.records
         self._inbox: queue.SimpleQueue[BatchEvent | Finished] = queue.SimpleQueue()
         self._runner = StageRunner(
             client,
-            self._manifest,
+            manifest,
             folder=folder,
             disk=disk,
             report=self._inbox.put,
@@ -112,7 +124,7 @@ class _Batch:
         self._slots = Slots(client, options.concurrency)
         self._waiting = {Stage.T2I: deque(self._scenes), Stage.I2V: deque[Scene]()}
         self._running = dict.fromkeys(Stage, 0)
-        # A worker that is busy with what an interrupted run left behind answers once it is through.
+        # A worker that is busy answers once it is through; one that stays busy longer shows its model with its answer.
         descriptions = {stage: client.describe(stage, timeout=_DESCRIBE_SECONDS) for stage in Stage}
         self._models = {stage: found.model if found else None for stage, found in descriptions.items()}
         self._touched: set[str] = set()
@@ -144,7 +156,7 @@ class _Batch:
                 stopped = str(self._fatal)
             elif self._failed and self._options.fail_fast:
                 stopped = "failed"
-        self._stop_work()
+        self.stop()
         if not isinstance(self._fatal, OutputError):
             try:
                 self._settle()
@@ -166,25 +178,17 @@ class _Batch:
         """Scenes that wait for a stage, as long as its server can be had at all."""
         return deque() if stage in self._gone else self._waiting[stage]
 
-    def close(self) -> None:
-        """Stop what runs and let go of the folder, if that is not done yet."""
-        self._stop_work()
-        if self._manifest is not None:
-            with suppress(OutputError):
-                self._manifest.close()
-
-    def _stop_work(self) -> None:
+    def stop(self) -> None:
+        """Let nothing more be sent, stored or reported."""
         self._slots.stop()
         self._runner.stop()
 
     def _settle(self) -> None:
         """The end of a batch: the gallery, and the manifest in the scenes' order."""
-        manifest, self._manifest = self._manifest, None
-        if manifest is not None:
-            try:
-                self._draw_gallery()
-            finally:
-                manifest.close([scene.id for scene in self._all])
+        try:
+            self._draw_gallery()
+        finally:
+            self._manifest.close([scene.id for scene in self._all])
 
     def _draw_gallery(self) -> None:
         self._drawn_at = self._clock()

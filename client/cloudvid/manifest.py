@@ -152,12 +152,14 @@ class Manifest:
             self._added.add(record.id)
 
     def close(self, order: Iterable[str] | None = None) -> None:
-        """Let go of the folder; with the scenes' order the file is put into it, one line a scene.
+        """Let go of the folder, once; with the scenes' order the file is put into it, one line a scene.
 
         Raises:
             OutputError: the file cannot be written; the longer one stays.
         """
         with self._writing:
+            if self._is_closed:
+                return
             self._is_closed = True
         try:
             if order is not None:

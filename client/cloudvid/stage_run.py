@@ -9,7 +9,7 @@ from pathlib import Path
 from cloudvid.answers import Generated
 from cloudvid.client import Client
 from cloudvid.decisions import file_name
-from cloudvid.errors import CloudVidError, OutputError, ServerUnavailable, StageError, Unhealthy
+from cloudvid.errors import CloudVidError, ServerUnavailable, StageError, Unhealthy
 from cloudvid.events import BatchEvent, StageProgress, StageRetried, StageStarted
 from cloudvid.failures import Tries
 from cloudvid.manifest import Entry, Manifest, Record, canonical, request_digest
@@ -43,7 +43,7 @@ class Finished:
     error: CloudVidError | None = None
 
 
-class PictureChanged(OutputError):
+class PictureChanged(StageError):
     """A clip's picture is not the one on record any more."""
 
 
@@ -118,7 +118,7 @@ class StageRunner:
             try:
                 return self._send_once(job)
             except (StageError, ServerUnavailable) as error:
-                if not tries.allow(error):
+                if isinstance(error, PictureChanged) or not tries.allow(error):
                     raise
                 down_since = self._since_down(job.stage, down_since)
                 wait = self._backoff(attempt)
