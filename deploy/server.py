@@ -104,10 +104,12 @@ def _with(server: Server, model_store: Path, command: list[str]) -> int:
                     client.terminate()
                     raise ServerError(server.last_words(process.returncode))
         except KeyboardInterrupt:
-            # Ctrl-C reached the client too; a SIGTERM to this program alone did not.
-            client.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                client.wait(timeout=10)
+            # Ctrl-C reached the client too, and it ends by itself; a SIGTERM to this program alone did not.
+            for seconds in (2, 10):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    client.wait(timeout=seconds)
+                    return 130
+                client.send_signal(signal.SIGINT)
             client.kill()
             return 130
 
