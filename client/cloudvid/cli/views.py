@@ -86,7 +86,7 @@ class Pace:
 
     def step_text(self, event: StageProgress) -> str:
         """Where a request stands: `denoise 12/25, 3.60 s/step`."""
-        pace = self.seconds_per_step.get(event.stage)
+        pace = self.seconds_per_step.get(event.stage) if event.phase == "denoise" else None
         return f"{event.phase} {event.step}/{event.steps}" + (f", {pace:.2f} s/step" if pace is not None else "")
 
 
