@@ -48,7 +48,7 @@ weights: setup ## fetch the real models into the Hub's cache
 	@PYTHONPATH=handlers $(BIN)/python -m cloudvid_stages.weights t2i i2v
 
 run: archives ## the whole job: server, SCENES, stop; the files are in OUT
-	@$(SERVER) with $(START) -- $(BIN)/cloudvid run $(SCENES) --output-dir $(OUT) --wait 1800
+	@$(SERVER) with $(START) -- $(BIN)/cloudvid run '$(SCENES)' --output-dir '$(OUT)' --wait 1800
 
 serve: archives ## run the server in the foreground
 	@$(SERVER) serve $(START)

@@ -59,7 +59,8 @@ def _start(server: Server, model_store: Path) -> int:
         except BaseException:
             server.stop()
             raise
-    print(f"server on {server.url}, log {server.log} (models still load: `cloudvid wait` says when they are ready)")
+    wait = "cloudvid wait" + (f" --server {server.url}" if server.port != 8080 else "")
+    print(f"server on {server.url}, log {server.log} (models still load: `{wait}` says when they are ready)")
     return 0
 
 
@@ -122,11 +123,18 @@ def _once(port: int, model_store: Path, client: list[str]) -> int:
     try:
         code = _with(server, model_store, client)
     finally:
-        if code in (0, 130):
+        if code in (0, 2, 130):  # 2: the scene file, about which the server's log says nothing
             shutil.rmtree(server.run_dir)
         else:
             print(f"the server's log: {server.log}", file=sys.stderr)
     return code
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port <= 65531:
+        raise argparse.ArgumentTypeError(f"must be 1 to 65531, got {port}")
+    return port
 
 
 def main() -> int:
@@ -134,7 +142,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run TorchServe with both archives.")
     parser.add_argument("action", choices=["serve", "start", "stop", "with", "java"])
     parser.add_argument("--run-dir", type=Path, default=_RUN_DIR, help="for serve, start and stop")
-    parser.add_argument("--port", type=int, help="default 8080; for `with` a free one")
+    parser.add_argument(
+        "--port", type=_port, help="default 8080; for `with` a free one; the four above it are used too"
+    )
     parser.add_argument("--profile", choices=PROFILES, default="auto", help="which models, where none is named")
     parser.add_argument("--model-store", type=Path, default=_ROOT / "model_store")
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)

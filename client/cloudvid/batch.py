@@ -45,7 +45,7 @@ _ONE_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 def render(
     scenes: Sequence[Scene],
     client: Client,
-    output_dir: Path,
+    output_dir: str | Path,
     options: RenderOptions | None = None,
     *,
     disk: Disk = DISK,
@@ -70,6 +70,7 @@ def render(
         ServerUnavailable: the server is away for longer than the patience, or refuses the token.
         OutputError: a file cannot be written, or another cloudvid writes to the folder.
     """
+    output_dir = Path(output_dir)
     manifest = Manifest(output_dir, disk)
     try:
         batch = _Batch(

@@ -35,4 +35,12 @@ class Credentials:
     def __str__(self) -> str:
         if self.token:
             return "the token given"
-        return f"the keys in {self.key_file}" if self.key_file else "no token"
+        if self.key_file is None:
+            return (
+                f"a request without a token (none was given, and there is no {RUN_KEY_FILE} here: --key-file, --token)"
+            )
+        return (
+            f"the keys in {self.key_file}"
+            if self.key_file.is_file()
+            else f"a request without a key ({self.key_file} is not there)"
+        )

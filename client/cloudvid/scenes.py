@@ -120,7 +120,7 @@ def seed_of(stage: Stage, scene_id: str) -> int:
     return int.from_bytes(digest[:4], "big") & MAX_SEED
 
 
-def read_scenes(path: Path) -> list[Scene]:
+def read_scenes(path: str | Path) -> list[Scene]:
     """The scenes of a file.
 
     Args:
@@ -130,7 +130,7 @@ def read_scenes(path: Path) -> list[Scene]:
         InvalidSceneFile: with every fault of the file.
     """
     try:
-        document = strict_json.loads(path.read_bytes())
+        document = strict_json.loads(Path(path).read_bytes())
     except OSError as error:
         raise InvalidSceneFile([Fault("", f"cannot be read ({error.strerror})", has_value=False)], str(path)) from None
     except strict_json.JsonError as error:

@@ -237,8 +237,8 @@ class JsonView:
 
 def summary(event: BatchFinished) -> str:
     """The batch in one line."""
-    parts = [f"{event.done} of {event.scenes} scenes done"]
-    parts += [f"{event.skipped} there already"] * bool(event.skipped)
+    parts = [f"{event.done + event.skipped} of {event.scenes} scenes done"]
+    parts += [f"{event.skipped} of them before"] * bool(event.skipped)
     parts += [f"{event.failed} failed"] * bool(event.failed)
     parts += [f"stopped: {event.stopped}"] * bool(event.stopped)
     return f"{', '.join(parts)} ({event.seconds:.0f} s)"
