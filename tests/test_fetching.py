@@ -59,8 +59,8 @@ def test_what_was_fetched_is_found_without_a_network(repository, tmp_path):
     with fake_hub({DEFAULT: repository}) as hub:
         assert fetch(hub.url, tmp_path).returncode == 0
     script = (
-        "from cloudvid_stages.weights import find; from cloudvid_stages.settings import read_settings;"
-        f"c = find(read_settings('t2i', {{'model': {DEFAULT!r}}})); c.check('t2i'); print(c.identity)"
+        "from cloudvid_stages.weights import find; from cloudvid_stages.settings import TextToImageSettings, read_settings;"
+        f"c = find(read_settings(TextToImageSettings, 't2i', {{'model': {DEFAULT!r}}})); c.check('t2i'); print(c.identity)"
     )
     paths = os.pathsep.join(str(ROOT / name) for name in ("client", "handlers"))
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "PYTHONPATH": paths, "HF_ENDPOINT": "http://127.0.0.1:1"}

@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 from cloudvid_schema.protocol import Stage
-from cloudvid_stages.settings import SettingsError, read_settings
+from cloudvid_stages.settings import ImageToVideoSettings, SettingsError, TextToImageSettings, read_settings
 from cloudvid_stages.weights import find, fingerprint
 
 
 def settings(environment=None, **section):
-    return read_settings(Stage.T2I, {"model": "a/b", **section}, environment or {})
+    return read_settings(TextToImageSettings, Stage.T2I, {"model": "a/b", **section}, environment or {})
 
 
 def test_the_environment_overrides_the_yaml_and_drops_the_mirrors_of_its_model():
@@ -29,7 +29,9 @@ def test_every_setting_can_be_overridden():
     [
         ({"modle": "x"}, "modle: is not known; did you mean model?"),
         ({"dtype": "fp8"}, "dtype: must be 'auto', 'bf16', 'fp16' or 'fp32', got \"fp8\""),
-        ({"decode_chunk_size": 0}, "decode_chunk_size: must be at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps: must be at least 1, got 0"),
+        ({"decode_chunk_size": 4}, "decode_chunk_size: is not known"),
+        ({"max_frames": 4}, "max_frames: is not known"),
         ({"model": ""}, "model: must have at least 1 character(s)"),
     ],
 )
@@ -37,6 +39,14 @@ def test_a_wrong_setting_is_refused_with_its_name_and_value(section, fault):
     with pytest.raises(SettingsError) as raised:
         settings(**section)
     assert fault in str(raised.value)
+
+
+def test_each_stage_takes_its_own_settings_alone():
+    section = {"model": "a/b", "decode_chunk_size": 0}
+    with pytest.raises(SettingsError, match="decode_chunk_size: must be at least 1, got 0"):
+        read_settings(ImageToVideoSettings, Stage.I2V, section, {})
+    with pytest.raises(SettingsError, match="max_prompt: is not known"):
+        read_settings(ImageToVideoSettings, Stage.I2V, {"model": "a/b", "max_prompt": 9}, {})
 
 
 def test_a_model_that_is_not_there_names_the_command_that_fetches_it(tmp_path, monkeypatch):

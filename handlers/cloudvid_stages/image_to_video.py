@@ -15,7 +15,7 @@ from cloudvid_stages import media
 from cloudvid_stages.limits import check_limits
 from cloudvid_stages.pictures import fit_picture, open_picture
 from cloudvid_stages.recipe import NOT_PARAMETERS, digest_of, make_recipe, recipe_of_png
-from cloudvid_stages.settings import StageSettings, read_settings
+from cloudvid_stages.settings import ImageToVideoSettings, read_settings
 from cloudvid_stages.stage import (
     Meter,
     OnStart,
@@ -39,7 +39,7 @@ class ImageToVideo:
     stage: ClassVar[Stage] = Stage.I2V
 
     def __init__(
-        self, pipeline: StableVideoDiffusionPipeline, identity: str, precision: str, settings: StageSettings
+        self, pipeline: StableVideoDiffusionPipeline, identity: str, precision: str, settings: ImageToVideoSettings
     ) -> None:
         self._pipeline = pipeline
         self._settings = settings
@@ -63,7 +63,7 @@ class ImageToVideo:
         Raises:
             SettingsError: a setting is wrong or the model cannot be used.
         """
-        settings = read_settings(cls.stage, section)
+        settings = read_settings(ImageToVideoSettings, cls.stage, section)
         pipeline, checkpoint, precision = load_pipeline(
             StableVideoDiffusionPipeline, cls.stage, settings, device_name(gpu_id)
         )

@@ -99,7 +99,7 @@ def load_pipeline(
     """
     checkpoint = find(settings)
     checkpoint.check(stage)
-    precision = settings.dtype if settings.dtype != "auto" else "fp16" if device != "cpu" else "fp32"
+    precision = settings.precision(on_gpu=device != "cpu")
     dtype = _DTYPES[precision]
     # diffusers quotes the part of a prompt that CLIP cannot read: no prompt belongs in a log.
     diffusers_logging.set_verbosity_error()

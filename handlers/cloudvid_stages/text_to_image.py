@@ -10,7 +10,7 @@ from cloudvid_schema.protocol import PNG, Description, Stage, TextToImageRequest
 from cloudvid_stages import media
 from cloudvid_stages.limits import check_limits
 from cloudvid_stages.recipe import NOT_PARAMETERS, make_recipe
-from cloudvid_stages.settings import StageSettings, read_settings
+from cloudvid_stages.settings import TextToImageSettings, read_settings
 from cloudvid_stages.stage import (
     Meter,
     OnStart,
@@ -31,7 +31,7 @@ class TextToImage:
     stage: ClassVar[Stage] = Stage.T2I
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, identity: str, precision: str, settings: StageSettings
+        self, pipeline: StableDiffusionPipeline, identity: str, precision: str, settings: TextToImageSettings
     ) -> None:
         self._pipeline = pipeline
         self.identity = identity
@@ -54,7 +54,7 @@ class TextToImage:
         Raises:
             SettingsError: a setting is wrong or the model cannot be used.
         """
-        settings = read_settings(cls.stage, section)
+        settings = read_settings(TextToImageSettings, cls.stage, section)
         pipeline, checkpoint, precision = load_pipeline(
             StableDiffusionPipeline, cls.stage, settings, device_name(gpu_id)
         )
@@ -74,7 +74,6 @@ class TextToImage:
         check_limits(
             self._settings,
             pixels=request.width * request.height,
-            frames=1,
             steps=request.num_inference_steps,
             prompt=request.prompt,
         )

@@ -30,11 +30,18 @@ from huggingface_hub.errors import (
 )
 
 from cloudvid_schema.protocol import Stage
-from cloudvid_stages.settings import SettingsError, StageSettings, read_settings
+from cloudvid_stages.settings import (
+    ImageToVideoSettings,
+    SettingsError,
+    StageSettings,
+    TextToImageSettings,
+    read_settings,
+)
 
 _FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.model"]
 PIPELINES = {Stage.T2I: "StableDiffusionPipeline", Stage.I2V: "StableVideoDiffusionPipeline"}
 """The diffusers class that each stage runs."""
+SETTINGS: dict[Stage, type[StageSettings]] = {Stage.T2I: TextToImageSettings, Stage.I2V: ImageToVideoSettings}
 _FP16 = re.compile(r"\.fp16(-\d+-of-\d+)?\.safetensors$")
 _PLAIN = re.compile(r"[a-z_]+(-\d+-of-\d+)?\.safetensors")  # no variant
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -111,18 +118,14 @@ def fetch(settings: StageSettings) -> Checkpoint:
     for name in (settings.model, *settings.mirrors):
         try:
             info = HfApi().model_info(name, revision=settings.revision)
-            files = wanted_files([file.rfilename for file in info.siblings or ()], precision(settings) == "fp16")
+            files = wanted_files(
+                [file.rfilename for file in info.siblings or ()],
+                settings.precision(torch.cuda.is_available()) == "fp16",
+            )
             return _checkpoint(name, snapshot_download(name, revision=settings.revision, allow_patterns=files))
         except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
             reasons.append(f"{name}: {_remedy(name, settings.revision, error)}")
     raise SettingsError("no weights could be fetched\n  " + "\n  ".join(reasons))
-
-
-def precision(settings: StageSettings) -> str:
-    """The precision in force: `auto` is fp16 where torch sees a GPU, else fp32."""
-    if settings.dtype != "auto":
-        return settings.dtype
-    return "fp16" if torch.cuda.is_available() else "fp32"
 
 
 def wanted_files(files: Iterable[str], fp16: bool) -> list[str]:
@@ -207,7 +210,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     for stage in options.stages:
         section: dict[str, Any] = yaml.safe_load((options.settings / f"{stage}.yaml").read_text())["handler"]
         try:
-            checkpoint = fetch(read_settings(stage, section))
+            checkpoint = fetch(read_settings(SETTINGS[stage], stage, section))
             checkpoint.check(stage)
         except SettingsError as error:
             print(f"{stage}: {error}", file=sys.stderr)
