@@ -175,6 +175,16 @@ class Description(BaseModel):
     seconds: dict[str, float] = {}
     """Seconds per million pixels (of each frame) that this worker measured: of a denoising step, of decoding. Empty
     before its first request."""
+    device: str = ""
+    """`cuda:0` or `cpu`."""
+    precision: str = ""
+    """Of the weights: `fp16`, `bf16` or `fp32`."""
+    settings: dict[str, Any] = {}
+    """What the operator chose, as it is in force; the model and its sources are not repeated."""
+    limits: dict[str, float | None] = {}
+    """What a request may ask for; None is the schema's own limit."""
+    peak_memory: int | None = None
+    """Most bytes that this worker has held: of its GPU, or resident where it runs on a CPU."""
     num_frames: int | None = None
     """Of i2v: how many frames a clip has where the request does not say."""
 
