@@ -1,4 +1,4 @@
-"""Writes what is derived from the client: README's tables, JSON Schemas, the OpenAPI description, the examples.
+"""Writes what is derived from the code: README's tables, JSON Schemas, the OpenAPI description, the examples.
 
 `python docs/generate.py` writes the files; with `--check` it changes nothing and fails where one is out of date.
 """
@@ -37,6 +37,7 @@ from cloudvid_schema.protocol import (
     Started,
     TextToImageRequest,
 )
+from cloudvid_stages.settings import ImageToVideoSettings, StageSettings, TextToImageSettings
 
 _ROOT = Path(__file__).resolve().parent.parent
 _ERRORS = {
@@ -73,6 +74,44 @@ def parameter_table(model: type[BaseModel]) -> str:
         default = "" if default == "`null`" else default
         rows.append(f"| `{name}` | {_range(field)} | {field.get('unit', '')} | {default} | {field['description']} |")
     return "\n".join(rows)
+
+
+def settings_table(kind: type[StageSettings], shared: bool) -> str:
+    """A stage's settings as a Markdown table: those of both stages, or its own."""
+    properties = kind.model_json_schema()["properties"]
+    rows = ["| setting | values | default | pixels | meaning |", "|---|---|---|---|---|"]
+    for name, field in properties.items():
+        if (name in StageSettings.model_fields) != shared:
+            continue
+        default = field.get("default")
+        shown = "of the YAML" if name == "model" else f"`{json.dumps(default)}`"
+        text = " ".join(field["description"].split())
+        effect = field.get("effect", "")
+        rows.append(f"| `{name}` | {_values(field)} | {shown} | {effect} | {text} |")
+    return "\n".join(rows)
+
+
+def _values(field: dict[str, Any]) -> str:
+    options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    (value,) = options
+    if "enum" in value:
+        return ", ".join(f"`{choice}`" for choice in value["enum"])
+    kinds = {"string": "text", "array": "list", "object": "table", "boolean": "`true`, `false`"}
+    if value["type"] in kinds:
+        return kinds[value["type"]]
+    least, most = value.get("minimum", value.get("exclusiveMinimum")), value.get("maximum")
+    return f"{least} to {most}" if most is not None else f"from {least}" if least else "above 0"
+
+
+def settings_page() -> str:
+    """docs/settings.md."""
+    tables = (
+        ("Both stages", StageSettings, True),
+        ("Text to image (`t2i.yaml`, `CLOUDVID_T2I_*`)", TextToImageSettings, False),
+        ("Image to video (`i2v.yaml`, `CLOUDVID_I2V_*`)", ImageToVideoSettings, False),
+    )
+    sections = [f"## {title}\n\n{settings_table(kind, shared)}\n" for title, kind, shared in tables]
+    return "\n".join([(_ROOT / "docs/settings_head.md").read_text(), *sections])
 
 
 def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]) -> dict[str, Any]:
@@ -176,6 +215,7 @@ def outputs() -> dict[Path, str]:
         _ROOT / "docs/scene-file.schema.json": json.dumps(scene_schema(), indent=2) + "\n",
         _ROOT / "docs/events.schema.json": json.dumps(TypeAdapter(BatchEvent).json_schema(), indent=2) + "\n",
         _ROOT / "examples/input_scenes.json": EXAMPLE,
+        _ROOT / "docs/settings.md": settings_page(),
         _ROOT / "docs/openapi.json": json.dumps(openapi(), indent=2) + "\n",
     }
 

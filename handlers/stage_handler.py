@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel
 from ts.context import Context
 from ts.handler_utils.utils import send_intermediate_predict_response
+from ts.metrics.metric_type_enum import MetricTypes
 
 from cloudvid_schema import bodies
+from cloudvid_schema.jobs import Job, LoadedStage, Output, Phase, WorkerUnfit
 from cloudvid_schema.protocol import (
     DIGEST_HEADER,
     IMAGE_TYPES,
@@ -36,49 +37,11 @@ from cloudvid_schema.protocol import (
     Result,
     Stage,
     Started,
-    WorkerUnfit,
 )
 
 _WATCH_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 Row = Mapping[str, bytes | bytearray]
-
-
-class StageOutput(Protocol):
-    """A finished file, as a stage hands it back."""
-
-    @property
-    def data(self) -> bytes: ...
-    @property
-    def media_type(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def timings(self) -> dict[str, float]: ...
-    @property
-    def recipe(self) -> dict[str, Any]: ...
-
-
-class LoadedStage(Protocol):
-    """What a handler needs of a stage."""
-
-    stage: ClassVar[Stage]
-
-    @property
-    def identity(self) -> str: ...
-
-    def describe(self) -> BaseModel: ...
-
-    @classmethod
-    def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> Self: ...
-
-    def run(
-        self,
-        request: Any,
-        picture: Any,
-        on_start: Callable[[int, str], None],
-        on_step: Callable[[Any, int, int], None],
-    ) -> StageOutput: ...
 
 
 class StageHandler:
@@ -87,40 +50,59 @@ class StageHandler:
     stage_class: ClassVar[type[LoadedStage]]
 
     def initialize(self, context: Context) -> None:
-        """Load the stage's model. Called once a worker, before its first request."""
+        """Load the stage's model. Called once a worker, before its first request.
+
+        Raises:
+            ValueError: the archive's YAML asks for batches of a stage that has none.
+        """
         # Bodies arrive as the bytes that were sent: TorchServe's own decoding accepts duplicate keys and logs failures.
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
+        stage = self.stage_class.stage
+        if int(context.system_properties.get("batch_size") or 1) > 1 and not self.stage_class.batches:
+            raise ValueError(f"{stage}.yaml: batchSize must be 1; {stage} carries out one request at a time")
         section = (context.model_yaml_config or {}).get("handler", {})
         self._loaded = self.stage_class.load(section, context.system_properties.get("gpu_id"))
+        self._metrics = _Metrics(context.metrics, self._loaded)
         threading.Thread(target=_end_with_the_server, args=(os.getppid(),), name="server watch", daemon=True).start()
-        logger.info("%s is loaded: %s", self.stage_class.stage, self._loaded.identity)
+        logger.info("%s is loaded: %s", stage, self._loaded.identity)
 
     def handle(self, rows: list[Row], context: Context) -> list[bytes]:
         """Answer a batch of requests, each on its own."""
-        return [self._answer(row, context, index) for index, row in enumerate(rows)]
-
-    def _answer(self, row: Row, context: Context, index: int) -> bytes:
-        headers = _headers(context, index)
-        if headers.get("describe") == "True" and not row:  # GET /models/{stage}?customized=true (management)
-            return self._loaded.describe().model_dump_json().encode()
-        stream = _EventStream(context, index) if NDJSON in headers.get("accept", "") else None
+        answers: dict[int, bytes] = {}
+        jobs: dict[int, Job] = {}
+        streams: dict[int, _EventStream] = {}
+        for index, row in enumerate(rows):
+            headers = _headers(context, index)
+            if headers.get("describe") == "True" and not row:  # GET /models/{stage}?customized=true (management)
+                answers[index] = self._loaded.describe().model_dump_json().encode()
+                continue
+            if NDJSON in headers.get("accept", ""):
+                streams[index] = _EventStream(context, index)
+            try:
+                jobs[index] = self._job(row, headers, streams.get(index))
+            except Exception as error:  # the boundary: whatever happens in a request becomes its answer
+                answers[index] = self._failure(error, streams.get(index), context, index)
         try:
-            request, picture = bodies.read(self.stage_class.stage, _body(self.stage_class.stage, row, headers))
-            output = self._loaded.run(
-                request,
-                picture,
-                on_start=stream.started(self.stage_class.stage) if stream else _ignore,
-                on_step=stream.progress if stream else _ignore,
-            )
-            return self._result(output, stream, context, index)
+            outcomes = self._loaded.run(list(jobs.values()))
         except WorkerUnfit:
             logger.critical("this worker cannot go on and ends, to be replaced", exc_info=True)
             logging.shutdown()
             os._exit(1)  # nothing that runs at an orderly exit may touch the device
-        except Exception as error:  # the boundary: whatever happens in a request becomes its answer
-            return _failure(_error_body(error), stream, context, index)
+        for index, outcome in zip(jobs, outcomes, strict=True):
+            stream = streams.get(index)
+            if isinstance(outcome, Exception):
+                answers[index] = self._failure(outcome, stream, context, index)
+            else:
+                answers[index] = self._result(outcome, stream, context, index)
+        return [answers[index] for index in range(len(rows))]
 
-    def _result(self, output: StageOutput, stream: "_EventStream | None", context: Context, index: int) -> bytes:
+    def _job(self, row: Row, headers: Mapping[str, str], stream: "_EventStream | None") -> Job:
+        stage = self.stage_class.stage
+        request, picture = bodies.read(stage, _body(stage, row, headers))
+        return Job(request, picture, stream.started(stage), stream.progress) if stream else Job(request, picture)
+
+    def _result(self, output: Output, stream: "_EventStream | None", context: Context, index: int) -> bytes:
+        self._metrics.done(output)
         digest = hashlib.sha256(output.data)
         if stream:
             return stream.last(
@@ -142,6 +124,68 @@ class StageHandler:
         timing = ", ".join(f"{phase};dur={milliseconds:.1f}" for phase, milliseconds in output.timings.items())
         context.set_response_header(index, TIMING_HEADER, timing)
         return output.data
+
+    def _failure(self, error: Exception, stream: "_EventStream | None", context: Context, index: int) -> bytes:
+        body = _error_body(error)
+        self._metrics.failed(body.code)
+        if stream and stream.has_begun:
+            return stream.last(Failed(**body.model_dump()))
+        context.set_response_status(body.code, HTTPStatus(body.code).phrase, index)
+        context.set_response_content_type(index, JSON)
+        return body.model_dump_json().encode()
+
+
+_COUNTERS = {
+    "cloudvid_requests_total": ("Count", ["Stage", "Code"]),
+    "cloudvid_phase_seconds_total": ("Seconds", ["Stage", "Phase"]),
+    "cloudvid_steps_total": ("Count", ["Stage"]),
+    "cloudvid_frames_total": ("Count", ["Stage"]),
+    "cloudvid_memory_retries_total": ("Count", ["Stage"]),
+}
+"""Counters in Prometheus' form. Gauges are `cloudvid_` and the names of the stage's own, by stage and device."""
+
+
+class _Metrics:
+    """What is counted, in TorchServe's metrics; its `model_metrics_auto_detect` takes them as they come."""
+
+    def __init__(self, store: Any, stage: LoadedStage) -> None:
+        self._store, self._stage = store, stage
+        self._gauges: dict[str, Any] = {}
+        self._counters = {
+            name: store.add_metric_to_cache(name, unit, dimensions, MetricTypes.COUNTER)
+            for name, (unit, dimensions) in _COUNTERS.items()
+        }
+        for name, (_, dimensions) in _COUNTERS.items():
+            if dimensions == ["Stage"]:
+                self._count(name, 0)  # so that a scrape finds it before the first request
+        self._count("cloudvid_requests_total", 0, "200")
+        for phase in get_args(Phase):
+            self._count("cloudvid_phase_seconds_total", 0, phase)
+        self._measure()
+
+    def done(self, output: Output) -> None:
+        for phase, milliseconds in output.timings.items():
+            self._count("cloudvid_phase_seconds_total", milliseconds / 1000 / output.together, phase)
+        self._count("cloudvid_requests_total", 1, "200")
+        self._count("cloudvid_steps_total", output.steps)
+        self._count("cloudvid_frames_total", output.frames)
+        self._count("cloudvid_memory_retries_total", output.memory_retries)
+        self._measure()
+
+    def failed(self, code: int) -> None:
+        self._count("cloudvid_requests_total", 1, str(code))
+
+    def _count(self, name: str, value: float, *dimensions: str) -> None:
+        self._counters[name].add_or_update(value, [str(self._stage.stage), *dimensions])
+
+    def _measure(self) -> None:
+        for name, value in self._stage.gauges().items():
+            if name not in self._gauges:
+                unit, dimensions = name.rpartition("_")[2], ["Stage", "Device"]
+                self._gauges[name] = self._store.add_metric_to_cache(
+                    f"cloudvid_{name}", unit, dimensions, MetricTypes.GAUGE
+                )
+            self._gauges[name].add_or_update(value, [str(self._stage.stage), self._stage.device])
 
 
 class _EventStream:
@@ -180,10 +224,6 @@ def _end_with_the_server(server: int) -> None:
     os._exit(1)
 
 
-def _ignore(*_: object) -> None:
-    """Nobody listens."""
-
-
 def _headers(context: Context, index: int) -> dict[str, str]:
     """The request's headers by lower-case name; TorchServe keeps the sender's case and mixes in those of form parts."""
     return {
@@ -219,11 +259,3 @@ def _error_body(error: Exception) -> ErrorBody:
     return RequestError(
         500, "StageFailed", f"the stage failed ({type(error).__name__}); the worker's log says why"
     ).body
-
-
-def _failure(body: ErrorBody, stream: _EventStream | None, context: Context, index: int) -> bytes:
-    if stream and stream.has_begun:
-        return stream.last(Failed(**body.model_dump()))
-    context.set_response_status(body.code, HTTPStatus(body.code).phrase, index)
-    context.set_response_content_type(index, JSON)
-    return body.model_dump_json().encode()

@@ -12,26 +12,32 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import ts
 from fake_server import Answer
 from PIL import Image
 from ts.context import Context, RequestProcessor
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
+from cloudvid_schema.jobs import Output
 from cloudvid_schema.protocol import MP4, PNG, Description, Stage
 from cloudvid_stages import media
 from cloudvid_stages.recipe import NOT_PARAMETERS, digest_of, make_recipe, recipe_of_png
-from cloudvid_stages.stage import Meter, Output, draw_seed
+from cloudvid_stages.stage import Meter, draw_seed
 from stage_handler import StageHandler
 
 CLIP_FRAMES = 3
+_METRICS = str(Path(ts.__file__).parent / "configs/metrics.yaml")
 
 
 class _Noise:
     """A stage whose picture or clip is noise that follows from the request."""
 
     stage: ClassVar[Stage]
+    batches: ClassVar[bool] = False
 
     def __init__(self, identity: str, step_seconds: float) -> None:
         self.identity = identity
@@ -45,7 +51,15 @@ class _Noise:
     def describe(self) -> Description:
         return Description(stage=self.stage, model=self.identity, seconds=self._meter.seconds)
 
-    def run(self, request, picture, on_start, on_step) -> Output:
+    device = "cpu"
+
+    def gauges(self) -> dict[str, float]:
+        return {}
+
+    def run(self, jobs) -> list[Output | Exception]:
+        return [self._make(job.request, job.picture, job.on_start, job.on_step) for job in jobs]
+
+    def _make(self, request, picture, on_start, on_step) -> Output:
         seed = draw_seed() if request.seed is None else request.seed
         on_start(seed, self.identity)
         for step in range(request.num_inference_steps):
@@ -54,7 +68,7 @@ class _Noise:
             on_step("denoise", step + 1, request.num_inference_steps)
         timings = {"denoise": 10.0 * request.num_inference_steps, "decode": 5.0}
         parameters = request.model_dump(exclude=NOT_PARAMETERS) | {"seed": seed}
-        recipe = make_recipe(self.stage, parameters, self.identity, "fp32", request.metadata)
+        recipe = make_recipe(self.stage, parameters, {"model": self.identity, "precision": "fp32"}, request.metadata)
         source = json.dumps(parameters, sort_keys=True) + self.identity
         noise = np.random.default_rng(list(digest_of(source.encode()).encode()))
         embedded = recipe if request.embed_recipe else None
@@ -90,7 +104,7 @@ class _Worker:
     def __init__(self, stage: Stage, identity: str, step_seconds: float) -> None:
         self.handler = _PictureHandler() if stage is Stage.T2I else _ClipHandler()
         section = {"handler": {"identity": identity, "step_seconds": step_seconds}}
-        self.context = Context(str(stage), ".", {}, 1, None, "0.12.0", model_yaml_config=section)
+        self.context = Context(str(stage), ".", {}, 1, None, "0.12.0", True, MetricsCacheYamlImpl(_METRICS), section)
         self.handler.initialize(self.context)
 
     def answer(self, row: dict[str, bytes], headers: dict[str, str], send: Callable[[bytes], None]):

@@ -143,3 +143,16 @@ def test_of_a_repository_only_what_a_pipeline_loads_is_wanted():
     assert "vae/diffusion_pytorch_model.safetensors" in half
     assert "text_encoder/model.fp16-00001-of-00002.safetensors" in full
     assert not {"svd_xt.safetensors", "README.md", "unet/diffusion_pytorch_model.bin"} & {*full, *half}
+
+
+def test_lora_weights_are_fetched_beside_the_model_and_their_absence_is_said(repository, tmp_path):
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    (lora / "style.safetensors").write_bytes(b"weights")
+    with fake_hub({DEFAULT: repository, "someone/styles": lora}) as hub:
+        done = fetch(hub.url, tmp_path / "cache", CLOUDVID_T2I_LORA="someone/styles/style.safetensors")
+        assert done.returncode == 0, done.stderr
+        assert "style.safetensors" in hub.fetched
+        done = fetch(hub.url, tmp_path / "cache", CLOUDVID_T2I_LORA="someone/else/style.safetensors")
+        assert done.returncode == 1
+        assert "t2i: lora: someone/else: " in done.stderr

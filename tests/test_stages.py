@@ -9,16 +9,21 @@ import torch
 from PIL import Image
 from test_pictures import bomb
 
-from cloudvid_schema.protocol import ImageToVideoRequest, RequestError, TextToImageRequest, WorkerUnfit
-from cloudvid_stages import stage as stage_module
+from cloudvid_schema.jobs import Job, WorkerUnfit, ignore
+from cloudvid_schema.protocol import ImageToVideoRequest, RequestError, TextToImageRequest
 from cloudvid_stages.image_to_video import ImageToVideo
+from cloudvid_stages.memory import device_faults
 from cloudvid_stages.recipe import digest_of
-from cloudvid_stages.stage import device_faults
+from cloudvid_stages.stage import Meter
 from cloudvid_stages.text_to_image import TextToImage
 
 
-def ignore(*_):
-    """Nobody listens."""
+def run(loaded, request, picture=None, on_step=ignore):
+    """The output of one request; its error is raised."""
+    (outcome,) = loaded.run([Job(request, picture, on_step=on_step)])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def test_a_picture_over_a_limit_is_refused_before_the_pipeline_runs(t2i, setting
     loaded._pipeline = None  # whoever calls it fails
     request = TextToImageRequest(**{"prompt": "a", "width": 64, "height": 64, "num_inference_steps": 2, **values})
     with pytest.raises(RequestError) as raised:
-        loaded.run(request, None, ignore, ignore)
+        run(loaded, request)
     assert raised.value.body.code == 422
     assert message in raised.value.body.message
 
@@ -86,7 +91,7 @@ def test_a_clip_over_a_limit_is_refused_before_the_pipeline_runs(i2v, settings, 
     loaded = i2v(**settings)
     config = loaded._pipeline.unet.config
     with pytest.raises(RequestError) as raised:
-        loaded.run(clip(**values), picture(), ignore, ignore)
+        run(loaded, clip(**values), picture())
     assert config is loaded._pipeline.unet.config
     assert raised.value.body.code == code
     assert message in raised.value.body.message
@@ -108,11 +113,11 @@ def short_of_memory(loaded, most):
 
 def test_a_decoding_that_does_not_fit_is_done_again_in_smaller_chunks_and_the_recipe_says_so(i2v):
     loaded = i2v()
-    expected = loaded.run(clip(decode_chunk_size=2), picture(), ignore, ignore)
+    expected = run(loaded, clip(decode_chunk_size=2), picture())
     loaded = i2v()
     steps = []
     asked = short_of_memory(loaded, 2)
-    output = loaded.run(clip(), picture(), ignore, lambda phase, step, steps_in_all: steps.append(phase))
+    output = run(loaded, clip(), picture(), lambda phase, step, steps_in_all: steps.append(phase))
     assert asked == [5, 4, 2, 2, 1]
     assert output.recipe["parameters"]["decode_chunk_size"] == 2
     assert output.data == expected.data
@@ -123,7 +128,7 @@ def test_a_chunk_that_the_caller_fixed_is_not_changed_and_the_answer_is_507(i2v)
     loaded = i2v()
     asked = short_of_memory(loaded, 2)
     with pytest.raises(RequestError) as raised:
-        loaded.run(clip(decode_chunk_size=5), picture(), ignore, ignore)
+        run(loaded, clip(decode_chunk_size=5), picture())
     assert raised.value.body.code == 507
     assert asked == [5]
 
@@ -133,11 +138,11 @@ def test_what_fits_in_no_chunk_is_507_and_the_next_request_is_served(i2v):
     decode = loaded._pipeline.vae.decode
     asked = short_of_memory(loaded, 0)
     with pytest.raises(RequestError) as raised:
-        loaded.run(clip(), picture(), ignore, ignore)
+        run(loaded, clip(), picture())
     assert (raised.value.body.code, raised.value.body.type) == (507, "OutOfMemory")
     assert asked == [5, 4, 2, 1]
     loaded._pipeline.vae.decode = decode
-    assert loaded.run(clip(), picture(), ignore, ignore).data
+    assert run(loaded, clip(), picture()).data
 
 
 def test_a_device_that_cannot_go_on_is_told_apart_from_memory_by_type():
@@ -150,7 +155,7 @@ def test_a_device_that_cannot_go_on_is_told_apart_from_memory_by_type():
 
 
 def test_the_meter_averages_seconds_per_million_pixels():
-    meter = stage_module.Meter()
+    meter = Meter()
     meter.count({"denoise": 2000.0, "decode": 500.0}, pixels=1_000_000, steps=4)
     assert meter.seconds == {"denoise": 0.5, "decode": 0.5}
     meter.count({"denoise": 4000.0, "decode": 500.0}, pixels=1_000_000, steps=4)
@@ -160,7 +165,7 @@ def test_the_meter_averages_seconds_per_million_pixels():
 def test_frames_are_what_the_pipeline_itself_would_have_decoded(i2v):
     loaded = i2v()
     request = clip(decode_chunk_size=3, num_inference_steps=2)
-    output = loaded.run(request, picture(), ignore, ignore)
+    output = run(loaded, request, picture())
     frames = loaded._pipeline(
         Image.open(io.BytesIO(picture())).convert("RGB"), width=64, height=64, num_frames=5, num_inference_steps=2,
         decode_chunk_size=3, fps=7, generator=torch.Generator().manual_seed(1), output_type="np",
@@ -181,7 +186,7 @@ def test_hostile_pictures_are_refused_without_much_memory(i2v):
     tracemalloc.start()
     for data in hostile:
         with pytest.raises(RequestError) as raised:
-            loaded.run(clip(), data, ignore, ignore)
+            run(loaded, clip(), data)
         assert raised.value.body.code == 422
     assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
     tracemalloc.stop()

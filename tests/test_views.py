@@ -72,8 +72,8 @@ def test_the_command_that_resumes_holds_no_secret():
 
 def test_the_bars_of_a_terminal_move_with_the_steps_and_leave_the_lines(tmp_path):
     screen = io.StringIO()
-    view = LiveView(Console(file=screen, force_terminal=True, width=120))
-    with fake_torchserve(step_seconds=0.25) as server:  # rich draws ten times a second
+    view = LiveView(Console(file=screen, force_terminal=True, width=120), on_clock=False)
+    with fake_torchserve() as server:
         client = Client(server.url, management=server.url, token="t")
         for event in render(parse_scenes(scenes(2)), client, tmp_path):
             view.show(event)

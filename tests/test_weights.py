@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import yaml
+from conftest import ROOT
 
 from cloudvid_schema.protocol import Stage
 from cloudvid_stages.settings import ImageToVideoSettings, SettingsError, TextToImageSettings, read_settings
@@ -97,3 +99,16 @@ def test_the_fp16_variant_is_seen(tmp_path, tiny_models):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").touch()
     assert find(settings(model=str(tmp_path))).has_fp16_variant
+
+
+@pytest.mark.parametrize(("stage", "kind"), [(Stage.T2I, TextToImageSettings), (Stage.I2V, ImageToVideoSettings)])
+def test_the_yaml_of_an_archive_shows_every_setting_with_its_default(stage, kind):
+    section = yaml.safe_load((ROOT / f"handlers/{stage}.yaml").read_text())["handler"]
+    of_other_models = {"vae_slicing", "vae_tiling"} if stage is Stage.I2V else set()  # SVD's VAE has neither
+    assert set(section) == set(kind.model_fields) - of_other_models
+    shown = read_settings(kind, stage, section, {})
+    assert shown == kind(model=shown.model, mirrors=shown.mirrors)
+
+
+def test_a_bare_off_is_what_yaml_makes_of_it():
+    assert settings(**yaml.safe_load("compile: off")).compile == "off"

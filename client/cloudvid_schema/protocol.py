@@ -162,10 +162,6 @@ class RequestError(Exception):
         return cls(400, "UnreadableBody", message)
 
 
-class WorkerUnfit(Exception):
-    """The worker cannot run any further request and has to be replaced."""
-
-
 class Description(BaseModel):
     """What an endpoint says of itself: `GET :8081/models/{stage}?customized=true`, one entry a worker."""
 
@@ -181,8 +177,8 @@ class Description(BaseModel):
     """Of the weights: `fp16`, `bf16` or `fp32`."""
     settings: dict[str, Any] = {}
     """What the operator chose, as it is in force; the model and its sources are not repeated."""
-    limits: dict[str, float | None] = {}
-    """What a request may ask for; None is the schema's own limit."""
+    limits: dict[str, float] = {}
+    """What a request may ask for, where the operator allows less than the schema."""
     peak_memory: int | None = None
     """Most bytes that this worker has held: of its GPU, or resident where it runs on a CPU."""
     num_frames: int | None = None

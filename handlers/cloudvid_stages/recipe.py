@@ -21,16 +21,17 @@ _MAX_RECIPE = 2**16  # characters; ours have about a thousand, and a caller's pi
 
 
 def make_recipe(
-    stage: Stage, parameters: dict[str, Any], model: str, precision: str, metadata: dict[str, Any] | None
+    stage: Stage, parameters: dict[str, Any], made_with: dict[str, Any], metadata: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The recipe of one file. It holds no time and no host: the same request gives the same recipe."""
-    recipe: dict[str, Any] = {
-        "stage": str(stage),
-        "model": model,
-        "precision": precision,
-        "parameters": parameters,
-        "versions": _VERSIONS,
-    }
+    """The recipe of one file. It holds no time and no host: the same request gives the same recipe.
+
+    Args:
+        stage: which one made it.
+        parameters: in force.
+        made_with: the rest that shapes the pixels: `model`, `precision`, and of a stage's `settings` those that do.
+        metadata: the caller's.
+    """
+    recipe: dict[str, Any] = {"stage": str(stage), **made_with, "parameters": parameters, "versions": _VERSIONS}
     if metadata is not None:
         recipe["metadata"] = metadata
     return recipe

@@ -1,43 +1,31 @@
-"""What both stages share: how one is loaded, how it reports steps, what it hands back."""
+"""What both stages share: loading, warming up, carrying out requests with each one's own outcome, what they report."""
 
-import gc
+import importlib
+import logging
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
+from diffusers import DiffusionPipeline
+from pydantic import BaseModel, ValidationError
 
+from cloudvid_schema.faults import faults_of
+from cloudvid_schema.jobs import Job, OnStep, Output, Phase, WorkerUnfit
 from cloudvid_schema.parameters import MAX_SEED
-from cloudvid_schema.protocol import RequestError, Stage, WorkerUnfit
-from cloudvid_stages.settings import StageSettings
-from cloudvid_stages.weights import Checkpoint, find
+from cloudvid_schema.protocol import Description, Stage
+from cloudvid_stages.gpu import gpu_gauges
+from cloudvid_stages.loading import LoadedPipeline, load_pipeline
+from cloudvid_stages.memory import device_faults, device_name, peak_bytes
+from cloudvid_stages.settings import SettingsError, StageSettings, read_settings
+from cloudvid_stages.speed import graphs_compiled
 
-Phase = Literal["denoise", "decode", "encode"]
-OnStep = Callable[[Phase, int, int], None]
-"""Called after each step: phase, steps done, steps in all."""
-OnStart = Callable[[int, str], None]
-"""Called once the request is accepted: seed, model identity."""
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-Pipeline = TypeVar("Pipeline")
-
-
-@dataclass(frozen=True)
-class Output:
-    """A finished file."""
-
-    data: bytes
-    media_type: str
-    seed: int
-    timings: dict[str, float]
-    """Milliseconds of each phase."""
-    recipe: dict[str, Any]
-    """The parameters in force, the seed, the model and the versions: what makes the same file again."""
+logger = logging.getLogger(__name__)
+SettingsKind = TypeVar("SettingsKind", bound=StageSettings)
 
 
 class Meter:
@@ -57,9 +45,9 @@ class Meter:
 
 @dataclass
 class Stopwatch:
-    """Times the phases of one request and passes its steps on."""
+    """Times the phases of one call of a pipeline and passes its steps on."""
 
-    on_step: OnStep
+    listeners: Sequence[OnStep]
     timings: dict[str, float] = field(default_factory=dict)
     _since: float = field(default_factory=perf_counter)
 
@@ -68,7 +56,13 @@ class Stopwatch:
         now = perf_counter()
         self.timings[phase] = self.timings.get(phase, 0.0) + (now - self._since) * 1000
         self._since = now
-        self.on_step(phase, step, steps)
+        for listener in self.listeners:
+            listener(phase, step, steps)
+
+    def after_step(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Diffusers' `callback_on_step_end`."""
+        self.step("denoise", step + 1, pipeline.num_timesteps)
+        return tensors
 
 
 def draw_seed() -> int:
@@ -81,62 +75,170 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def device_name(gpu_id: int | None) -> str:
-    """`cuda:N` where the server dealt a GPU and torch sees one, else `cpu`."""
-    return f"cuda:{gpu_id}" if gpu_id is not None and gpu_id >= 0 and torch.cuda.is_available() else "cpu"
+class PipelineStage(ABC, Generic[SettingsKind]):
+    """A loaded model and how requests become files with it. A subclass names the parts and carries out the requests."""
 
+    stage: ClassVar[Stage]
+    batches: ClassVar[bool] = False
+    pipeline_class: ClassVar[str]
+    """Name of the diffusers class."""
+    settings_class: type[SettingsKind]
 
-def load_pipeline(
-    pipeline_class: type[Pipeline], stage: Stage, settings: StageSettings, device: str
-) -> tuple[Pipeline, Checkpoint, str]:
-    """Load a diffusers pipeline from safetensors alone, without touching the network.
+    def __init__(self, loaded: LoadedPipeline, settings: SettingsKind) -> None:
+        self._loaded = loaded
+        self._pipeline = loaded.pipeline
+        self._settings = settings
+        self._meter = Meter()
 
-    Returns:
-        The pipeline on its device, where it came from, and its precision (`fp16`, `bf16`, `fp32`).
+    @property
+    def identity(self) -> str:
+        """Identity of the model, `id@revision`."""
+        return self._loaded.identity
 
-    Raises:
-        SettingsError: the model is not on this machine or is of another class.
-    """
-    checkpoint = find(settings)
-    checkpoint.check(stage)
-    precision = settings.precision(on_gpu=device != "cpu")
-    dtype = _DTYPES[precision]
-    # diffusers quotes the part of a prompt that CLIP cannot read: no prompt belongs in a log.
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    has_variant = checkpoint.has_fp16_variant
-    has_full = any(".fp16" not in file.name for file in checkpoint.path.glob("unet/*.safetensors"))
-    pipeline = pipeline_class.from_pretrained(  # type: ignore[attr-defined]
-        checkpoint.path,
-        dtype=dtype,
-        variant="fp16" if has_variant and (dtype is torch.float16 or not has_full) else None,
-        use_safetensors=True,
-        local_files_only=True,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device), checkpoint, precision
+    @property
+    def device(self) -> str:
+        """`cuda:N` or `cpu`."""
+        return str(self._loaded.device)
 
+    @classmethod
+    def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> Self:
+        """Load the model that the settings name, and warm it up.
 
-def free_memory() -> None:
-    """Give back what torch's allocator holds without using it."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        Args:
+            section: the `handler:` section of the archive's YAML.
+            gpu_id: the GPU that the server dealt this worker, if any.
 
+        Raises:
+            SettingsError: a setting is wrong or without effect, or the model cannot be used.
+        """
+        settings = read_settings(cls.settings_class, cls.stage, section)
+        pipeline_class: type[DiffusionPipeline] = getattr(importlib.import_module("diffusers"), cls.pipeline_class)
+        stage = cls(load_pipeline(pipeline_class, cls.stage, settings, device_name(gpu_id)), settings)
+        stage._warm_up()
+        return stage
 
-@contextmanager
-def device_faults() -> Iterator[None]:
-    """Tell apart what a device's failure means, by its type: out of memory is this request's answer, any other leaves
-    the process with a CUDA context that cannot be used again.
+    def describe(self) -> Description:
+        """What this worker says of itself."""
+        return Description(
+            stage=self.stage,
+            model=self.identity,
+            seconds=self._meter.seconds,
+            device=self.device,
+            precision=self._loaded.precision,
+            settings=self._settings.in_force(),
+            limits=self._settings.limits,
+            peak_memory=peak_bytes(self._loaded.device),
+        )
 
-    Raises:
-        RequestError: 507.
-        WorkerUnfit: the process has to end.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        free_memory()
-        raise RequestError(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames") from None
-    except torch.AcceleratorError as error:
-        raise WorkerUnfit(str(error).partition("\n")[0]) from error
+    def gauges(self) -> Mapping[str, float]:
+        """What is measured of the device now, by name."""
+        return {"peak_memory_bytes": peak_bytes(self._loaded.device), **gpu_gauges(self._loaded.device)}
+
+    def run(self, jobs: Sequence[Job]) -> list[Output | Exception]:
+        """Carry out some requests, each with its own outcome, in their order.
+
+        Raises:
+            WorkerUnfit: the process has to end.
+        """
+        outcomes: dict[int, Output | Exception] = {}
+        groups: dict[Hashable, list[tuple[int, Any]]] = {}
+        for index, job in enumerate(jobs):
+            try:
+                accepted = self._accept(job)
+                job.on_start(accepted.seed, self.identity)
+                groups.setdefault(self._kind(accepted) if self.batches else index, []).append((index, accepted))
+            except Exception as error:  # whatever it is, it is this request's outcome
+                outcomes[index] = error
+        for group in groups.values():
+            outcomes |= self._run_group(group)
+        return [outcomes[index] for index in range(len(jobs))]
+
+    def _run_group(self, group: list[tuple[int, Any]]) -> dict[int, Output | Exception]:
+        """Carry out a group; where it fails, each half on its own, so that an error finds the request it belongs to."""
+        try:
+            with device_faults(), self._no_gradients():
+                outputs = self._carry_out([accepted for _, accepted in group])
+            return {index: output for (index, _), output in zip(group, outputs, strict=True)}
+        except WorkerUnfit:
+            raise
+        except Exception as error:  # as above
+            if len(group) == 1:
+                return {group[0][0]: error}
+            logger.warning("%d requests failed together (%s): once more in halves", len(group), type(error).__name__)
+        half = len(group) // 2
+        return self._run_group(group[:half]) | self._run_group(group[half:])
+
+    @abstractmethod
+    def _accept(self, job: Job) -> Any:
+        """A request with its seed and all that is known before the model runs.
+
+        Raises:
+            RequestError: 413 or 422; it is over a limit, or its picture cannot be used.
+        """
+
+    def _kind(self, accepted: Any) -> Hashable:
+        """Requests of the same kind are carried out together."""
+
+    @abstractmethod
+    def _carry_out(self, group: Sequence[Any]) -> list[Output]:
+        """Make the files of some accepted requests of the same kind in one call of the pipeline."""
+
+    def _no_gradients(self) -> AbstractContextManager[None]:
+        """Offloaded weights are made anew in each call and outlive it: no tensor of inference mode may."""
+        return torch.inference_mode() if self._settings.offload == "none" else torch.no_grad()
+
+    @contextmanager
+    def _request(self) -> Iterator[None]:
+        """The time of one call of the pipeline: nothing of the call before is used, nothing is kept for the next."""
+        cache = self._loaded.deep_cache
+        if cache:
+            cache.reset()
+        try:
+            yield
+        finally:
+            if cache:
+                cache.reset()
+            if self._settings.offload == "model":
+                self._pipeline.maybe_free_model_hooks()
+
+    def _made_with(self, batch_size: int = 1) -> dict[str, Any]:
+        """What a recipe holds beside the parameters: all else that shapes the pixels."""
+        made_with: dict[str, Any] = {"model": self.identity, "precision": self._loaded.precision}
+        if shaping := self._settings.shaping():
+            made_with["settings"] = shaping
+        return made_with | ({"batch_size": batch_size} if batch_size > 1 else {})
+
+    @abstractmethod
+    def _warm_up_job(self, size: Sequence[int], steps: int) -> Job:
+        """A request of a size, or of the usual one where it is empty.
+
+        Raises:
+            ValueError: that is no size of this stage.
+        """
+
+    def _warm_up(self) -> None:
+        """Run each configured size once, and see that what was to be compiled was.
+
+        Raises:
+            SettingsError: a size is wrong, a run fails, or nothing was compiled.
+        """
+        compiles, cache = self._settings.compile != "off", self._loaded.deep_cache
+        sizes = self._settings.warm_up or (("",) if compiles else ("64x64",) if cache else ())
+        before = graphs_compiled() if compiles else 0
+        for size in sizes:
+            began = perf_counter()
+            try:
+                numbers = [int(part) for part in size.split("x")] if size else []
+                job = self._warm_up_job(numbers, cache.interval if cache else 1)
+            except ValueError as error:
+                rule = "; ".join(map(str, faults_of(error, BaseModel))) if isinstance(error, ValidationError) else error
+                raise SettingsError(f"warm_up: {size!r} is no size of {self.stage}: {rule}") from None
+            (outcome,) = self.run([job])
+            if isinstance(outcome, Exception):
+                raise SettingsError(f"warm_up: {size or 'the usual size'} fails: {outcome}") from outcome
+            logger.info("%s is warm at %s after %.1f s", self.stage, size or "its usual size", perf_counter() - began)
+        if compiles and graphs_compiled() == before:
+            raise SettingsError(f"compile: {self._settings.compile} compiled nothing")
+        if cache and cache.computed >= cache.calls:
+            raise SettingsError("deep_cache left nothing out")
+        self._meter = Meter()  # compiling is no measure of a step

@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import torch
 import yaml
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -103,6 +103,44 @@ def find(settings: StageSettings) -> Checkpoint:
     raise SettingsError(f"{settings.model} is not in the Hub cache; `make weights` fetches it")
 
 
+def find_lora(settings: StageSettings) -> Path | None:
+    """The LoRA file that the settings name, if they name one, without touching the network.
+
+    Raises:
+        SettingsError: it is not on this machine, or is no safetensors file.
+    """
+    if (lora := getattr(settings, "lora", None)) is None:
+        return None
+    if not lora.endswith(".safetensors"):
+        raise SettingsError(f"lora: must be a .safetensors file, or one on the Hub (user/repository/file), got {lora}")
+    if (file := Path(lora).expanduser()).is_file():
+        return file.resolve()
+    if (parts := _hub_file(lora)) and isinstance(found := try_to_load_from_cache(*parts), str):
+        return Path(found)
+    raise SettingsError(f"lora: {lora} is neither a file nor in the Hub cache; `make weights` fetches it")
+
+
+def fetch_lora(settings: StageSettings) -> Path | None:
+    """The same, downloaded from the Hub where it is not here yet.
+
+    Raises:
+        SettingsError: it cannot be had.
+    """
+    lora = getattr(settings, "lora", None)
+    if lora is None or Path(lora).expanduser().is_file() or not (parts := _hub_file(lora)):
+        return find_lora(settings)
+    try:
+        return Path(hf_hub_download(*parts))
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+        raise SettingsError(f"lora: {parts[0]}: {_remedy(parts[0], None, error)}") from None
+
+
+def _hub_file(name: str) -> tuple[str, str] | None:
+    """Repository and file of `user/repository/file`, or None."""
+    parts = name.split("/", 2)
+    return ("/".join(parts[:2]), parts[2]) if len(parts) == 3 and all(parts) and name[0] not in "./~" else None
+
+
 def fetch(settings: StageSettings) -> Checkpoint:
     """Download the model that the settings name, or else its first mirror that can be had, into the Hub's cache.
 
@@ -178,6 +216,12 @@ def _checkpoint(name: str, snapshot: str) -> Checkpoint:
     return Checkpoint(Path(snapshot), f"{name}@{Path(snapshot).name}")
 
 
+def fingerprint_of_file(file: Path) -> str:
+    """12 hex digits of a file's sha256."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+
+
 def fingerprint(directory: Path) -> str:
     """12 hex digits that tell one model directory's contents from another's.
 
@@ -210,8 +254,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
     for stage in options.stages:
         section: dict[str, Any] = yaml.safe_load((options.settings / f"{stage}.yaml").read_text())["handler"]
         try:
-            checkpoint = fetch(read_settings(SETTINGS[stage], stage, section))
+            settings = read_settings(SETTINGS[stage], stage, section)
+            checkpoint = fetch(settings)
             checkpoint.check(stage)
+            fetch_lora(settings)
         except SettingsError as error:
             print(f"{stage}: {error}", file=sys.stderr)
             return 1

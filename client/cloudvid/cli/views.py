@@ -137,9 +137,14 @@ UNSEEN_NOTE = (
 
 
 class LiveView:
-    """A bar for each stage that moves with every step, the lines above it."""
+    """A bar for each stage that moves with every step, the lines above it.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to draw.
+        on_clock: draw ten times a second, not with every event.
+    """
+
+    def __init__(self, console: Console, on_clock: bool = True) -> None:
         self._pace = Pace()
         self._is_noise = False
         self._console = console
@@ -149,12 +154,17 @@ class LiveView:
             TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[detail]}"),
         )
-        self._progress = Progress(*columns, console=console, expand=True, transient=True)
+        self._progress = Progress(*columns, console=console, expand=True, transient=True, auto_refresh=on_clock)
         self._tasks: dict[Stage, TaskID] = {}
         self._parts: dict[Stage, dict[str, float]] = {stage: {} for stage in Stage}
 
     def show(self, event: BatchEvent) -> None:
         """Move the bars, print what is worth a line."""
+        self._take(event)
+        if not self._progress.live.auto_refresh:
+            self._progress.refresh()
+
+    def _take(self, event: BatchEvent) -> None:
         self._pace.take(event)
         match event:
             case BatchStarted():

@@ -1,0 +1,122 @@
+"""From settings to a pipeline on its device, with every setting in force."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from cloudvid_schema.protocol import Stage
+from cloudvid_stages import memory, speed
+from cloudvid_stages.deep_cache import DeepCache
+from cloudvid_stages.settings import SettingsError, StageSettings, TextToImageSettings
+from cloudvid_stages.weights import find, find_lora, fingerprint_of_file
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class LoadedPipeline:
+    """A pipeline that is ready."""
+
+    pipeline: Any
+    identity: str
+    """`id@revision` of the model, with `+name@fingerprint` of a LoRA."""
+    precision: str
+    """Of the weights: `fp16`, `bf16` or `fp32`."""
+    device: torch.device
+    deep_cache: DeepCache | None
+
+
+def load_pipeline(
+    pipeline_class: type[DiffusionPipeline], stage: Stage, settings: StageSettings, device: str
+) -> LoadedPipeline:
+    """Load a diffusers pipeline from safetensors alone, without touching the network.
+
+    Raises:
+        SettingsError: the model is not on this machine or is of another class, or a setting cannot be had with it.
+    """
+    checkpoint = find(settings)
+    checkpoint.check(stage)
+    identity = checkpoint.identity
+    precision = settings.precision(on_gpu=device != "cpu")
+    dtype = _DTYPES[precision]
+    # diffusers quotes the part of a prompt that CLIP cannot read: no prompt belongs in a log.
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    has_variant = checkpoint.has_fp16_variant
+    has_full = any(".fp16" not in file.name for file in checkpoint.path.glob("unet/*.safetensors"))
+    pipeline = pipeline_class.from_pretrained(
+        checkpoint.path,
+        dtype=dtype,
+        variant="fp16" if has_variant and (dtype is torch.float16 or not has_full) else None,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    if isinstance(settings, TextToImageSettings):
+        _set_scheduler(pipeline, settings)
+        if (lora := find_lora(settings)) is not None:
+            _add_lora(pipeline, lora, settings.lora_scale)
+            identity += f"+{lora.stem}@{fingerprint_of_file(lora)}*{settings.lora_scale:g}"
+    memory.spare(pipeline, settings)
+    speed.prepare(pipeline, settings)
+    memory.place(pipeline, settings.offload, device)
+    deep_cache = speed.install_deep_cache(pipeline, settings)
+    speed.compile_unet(pipeline, settings)
+    return LoadedPipeline(pipeline, identity, precision, torch.device(device), deep_cache)
+
+
+def _set_scheduler(pipeline: DiffusionPipeline, settings: TextToImageSettings) -> None:
+    """Give a pipeline the scheduler that the settings name, with the model's own noise schedule.
+
+    Raises:
+        SettingsError: the class does not suit the model, or has no such option.
+    """
+    if settings.scheduler is None and not settings.scheduler_options:
+        return
+    own = pipeline.scheduler
+    suitable: dict[str, type[SchedulerMixin]] = {kind.__name__: kind for kind in (type(own), *own.compatibles)}
+    kind = suitable.get(settings.scheduler or type(own).__name__)
+    if kind is None:
+        raise SettingsError(f"scheduler: must be one of {', '.join(sorted(suitable))}, got {settings.scheduler}")
+    known = set(inspect.signature(kind.__init__).parameters) - {"self"}
+    for name in settings.scheduler_options:
+        if name not in known:  # diffusers would ignore it
+            raise SettingsError(
+                f"scheduler_options: {kind.__name__} has no option {name}; it has {', '.join(sorted(known))}"
+            )
+    try:
+        pipeline.scheduler = kind.from_config(own.config, **settings.scheduler_options)
+    except (ImportError, ValueError, TypeError, NotImplementedError) as error:
+        raise SettingsError(f"scheduler: {kind.__name__} cannot be used with these options: {error}") from None
+
+
+def _add_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
+    """Fuse LoRA weights into a pipeline.
+
+    Raises:
+        SettingsError: the file is not LoRA weights of this model.
+    """
+    try:
+        pipeline.load_lora_weights(file.parent, weight_name=file.name, local_files_only=True)
+    except Exception as error:  # diffusers and peft raise what the file led them to
+        raise SettingsError(f"lora: {file.name} does not fit this model: {str(error).splitlines()[0][:200]}") from None
+    if not any(weight.any() for weight in _lora_products(pipeline)):
+        raise SettingsError(f"lora: {file.name} changes no weight of this model")
+    pipeline.fuse_lora(lora_scale=scale)
+    pipeline.unload_lora_weights()
+
+
+def _lora_products(pipeline: DiffusionPipeline) -> Iterator[torch.Tensor]:
+    """The second factor of each low-rank product that was loaded: where all of them are zero nothing changes."""
+    for model in (pipeline.unet, getattr(pipeline, "text_encoder", None)):
+        if model is not None:
+            yield from (weight for name, weight in model.named_parameters() if "lora_B" in name)

@@ -1,0 +1,144 @@
+"""Memory of the device a stage runs on: what is free, what is kept off it, and what it means when it runs out."""
+
+import gc
+import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from diffusers import DiffusionPipeline
+
+from cloudvid_schema.jobs import WorkerUnfit
+from cloudvid_schema.protocol import RequestError
+from cloudvid_stages.settings import SettingsError, StageSettings
+
+logger = logging.getLogger(__name__)
+
+_USABLE = 0.8
+"""Share of the free memory that a decoding may plan with: convolutions want a workspace too."""
+
+
+def device_name(gpu_id: int | None) -> str:
+    """`cuda:N` where the server dealt a GPU and torch sees one, else `cpu`."""
+    return f"cuda:{gpu_id}" if gpu_id is not None and gpu_id >= 0 and torch.cuda.is_available() else "cpu"
+
+
+def free_memory() -> None:
+    """Give back what torch's allocator holds without using it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be had: of the GPU, what its allocator holds unused included, or of the host."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most bytes that this process has held: of the GPU, or resident."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def frames_that_fit(vae: Any, width: int, height: int, device: torch.device) -> int:
+    """How many frames the temporal decoder can decode at once in the memory that is free; at least one.
+
+    At its peak, in the last block, it holds four copies of its second-narrowest feature map at full resolution.
+    Counted on the configuration of SVD-XT: 1024 values (4 × 256 channels) for each pixel of each frame, at 128×128 and
+    192×128 with 1, 2 and 4 frames.
+    """
+    frame = 4 * vae.config.block_out_channels[1] * width * height * vae.dtype.itemsize
+    return max(1, int(free_bytes(device) * _USABLE / frame))
+
+
+def place(pipeline: DiffusionPipeline, offload: str, device: str) -> None:
+    """Move a pipeline to its device, or have its parts come there when they are needed.
+
+    Raises:
+        SettingsError: there is nothing to offload from, or nothing was offloaded.
+    """
+    if offload == "none":
+        pipeline.to(device)
+        return
+    if torch.device(device).type == "cpu":
+        raise SettingsError(f"offload: {offload} spares the memory of a GPU, and this worker runs on the CPU; use none")
+    install_offload(pipeline, offload, torch.device(device))
+
+
+def install_offload(pipeline: DiffusionPipeline, offload: str, device: torch.device) -> None:
+    """Have a pipeline's parts come to a device when they are needed; it may be the CPU itself, for a test.
+
+    Raises:
+        SettingsError: a part stayed where it was.
+    """
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.enable_group_offload(onload_device=device, offload_type="block_level", num_blocks_per_group=1)
+    for name, model in pipeline.components.items():
+        if isinstance(model, torch.nn.Module) and not _is_offloaded(model):
+            raise SettingsError(f"offload: {offload} has no effect on {name} ({type(model).__name__})")
+
+
+def _is_offloaded(model: torch.nn.Module) -> bool:
+    """Whether hooks of accelerate or diffusers bring a model's weights."""
+    return any(hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in model.modules())
+
+
+def spare(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
+    """Have the VAE and the attention take less memory, as the settings say.
+
+    Raises:
+        SettingsError: a part has no such way.
+    """
+    vae = pipeline.vae
+    for wanted, name, enable in (
+        (settings.vae_slicing, "slicing", "enable_slicing"),
+        (settings.vae_tiling, "tiling", "enable_tiling"),
+    ):
+        if wanted:
+            try:
+                getattr(vae, enable)()
+            except (AttributeError, NotImplementedError):
+                raise SettingsError(
+                    f"vae_{name}: {type(vae).__name__} has no {name}; decode_chunk_size bounds its memory"
+                ) from None
+    if settings.attention == "xformers":
+        try:
+            pipeline.enable_xformers_memory_efficient_attention()
+        except (ImportError, ModuleNotFoundError, ValueError) as error:
+            raise SettingsError(f"attention: xformers cannot be used here ({type(error).__name__}); use sdpa") from None
+    if settings.attention == "sliced":
+        pipeline.enable_attention_slicing()
+    wanted_processor = {"sdpa": None, "xformers": "XFormersAttnProcessor", "sliced": "SlicedAttnProcessor"}
+    kind = wanted_processor[settings.attention]
+    if kind and kind not in {type(processor).__name__ for processor in pipeline.unet.attn_processors.values()}:
+        raise SettingsError(f"attention: {settings.attention} has no effect on {type(pipeline.unet).__name__}")
+
+
+@contextmanager
+def device_faults() -> Iterator[None]:
+    """Tell apart what a device's failure means, by its type: out of memory is this request's answer, any other leaves
+    the process with a CUDA context that cannot be used again.
+
+    Raises:
+        RequestError: 507.
+        WorkerUnfit: the process has to end.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        free_memory()
+        raise RequestError(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames") from None
+    except torch.AcceleratorError as error:
+        raise WorkerUnfit(str(error).partition("\n")[0]) from error

@@ -1,0 +1,86 @@
+"""Settings that make a stage faster. Each is seen to have taken effect, or the stage refuses to load."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
+
+from cloudvid_stages.deep_cache import DeepCache
+from cloudvid_stages.settings import SettingsError, StageSettings
+
+_REPEATED_BLOCKS = ["BasicTransformerBlock", "TemporalBasicTransformerBlock"]
+"""Classes of the blocks that a UNet of this family repeats; diffusers names none for the spatio-temporal one."""
+
+
+def prepare(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
+    """Lay out the weights as the settings say; before the pipeline goes to its device.
+
+    Raises:
+        SettingsError: a setting would change nothing.
+    """
+    if settings.fuse_qkv:
+        # Not `unet.fuse_qkv_projections()`: of the spatio-temporal UNet that passes over every attention in silence.
+        layers = [module for module in pipeline.unet.modules() if isinstance(module, Attention)]
+        for layer in layers:
+            layer.fuse_projections(fuse=True)
+            layer.set_processor(FusedAttnProcessor2_0())
+        if not layers:
+            raise SettingsError(f"fuse_qkv has no effect on {type(pipeline.unet).__name__}")
+    if settings.channels_last:
+        changed = sum(_to_channels_last(model) for model in (pipeline.unet, pipeline.vae))
+        if not changed:
+            raise SettingsError("channels_last has no effect: the model has no convolution weights to lay out")
+
+
+def _to_channels_last(model: torch.nn.Module) -> int:
+    """Lay out a model's convolution weights; how many have another order now. Those over time have 5 dimensions, for
+    which this order does not exist.
+    """
+    changed = 0
+    for weight in model.parameters():
+        if weight.ndim == 4:
+            before = weight.stride()
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            changed += weight.stride() != before
+    return changed
+
+
+def install_deep_cache(pipeline: DiffusionPipeline, settings: StageSettings) -> DeepCache | None:
+    """DeepCache on a pipeline that is on its device, where the settings have it."""
+    return DeepCache(pipeline.unet, settings.deep_cache) if settings.deep_cache else None
+
+
+def compile_unet(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
+    """Have the UNet, or its repeated blocks, compiled when they first run.
+
+    Raises:
+        SettingsError: there is no compiler, or nothing to compile.
+    """
+    if settings.compile == "off":
+        return
+    if not any(map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))):
+        raise SettingsError(
+            f"compile: {settings.compile} needs a C++ compiler on this machine (package g++), and there is none"
+        )
+    if settings.compile_cache is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(settings.compile_cache).expanduser().absolute())
+    unet: Any = pipeline.unet
+    if settings.compile == "full":
+        unet.compile(fullgraph=True)
+        return
+    unet._repeated_blocks = _REPEATED_BLOCKS
+    try:
+        unet.compile_repeated_blocks(fullgraph=True)
+    except ValueError:
+        raise SettingsError(f"compile: regional finds no repeated blocks in {type(unet).__name__}") from None
+
+
+def graphs_compiled() -> int:
+    """How many graphs torch.compile has made in this process."""
+    from torch._dynamo.utils import counters  # a second of imports that only compiled stages need
+
+    return int(counters["stats"]["unique_graphs"])

@@ -1,0 +1,114 @@
+"""Batches of pictures through the real TorchServe, and what its metrics count."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from conftest import ROOT, Running
+from torchserve_process import Server, free_port
+
+from cloudvid_schema.protocol import JSON, NDJSON, PNG
+from cloudvid_stages.recipe import recipe_of_png
+
+
+@pytest.fixture(scope="module")
+def batching(tmp_path_factory, tiny_models, model_store):
+    """A server of the same archives, but for batches of four in t2i.yaml."""
+    work = tmp_path_factory.mktemp("batching")
+    for name in ("handlers", "deploy"):
+        shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (work / "client").symlink_to(ROOT / "client")
+    config = work / "handlers/t2i.yaml"
+    text = config.read_text()
+    # A batch that is full goes at once: the delay is only for requests that come late.
+    for old, new in (("batchSize: 1 ", "batchSize: 4 "), ("maxBatchDelay: 1 ", "maxBatchDelay: 20000 ")):
+        assert old in text
+        text = text.replace(old, new)
+    config.write_text(text)
+    subprocess.run([sys.executable, work / "deploy/archives.py", work / "store"], check=True, timeout=120)
+    shutil.copy(model_store / "i2v.mar", work / "store")
+    for stage, path in tiny_models.items():
+        os.environ[f"CLOUDVID_{stage.upper()}_MODEL"] = str(path)
+    process = Server(work / "run", free_port())
+    process.spawn(work / "store")
+    try:
+        running = Running(process, tiny_models)
+        running.client().wait_until_ready(timeout=120)
+        yield running
+    finally:
+        process.stop()
+
+
+def ask(server, accept=PNG, **values):
+    key = json.loads(server.key_file.read_text())["inference"]["key"]
+    body = {"prompt": "a lamp", "width": 64, "height": 64, "num_inference_steps": 3, **values}
+    headers = {"Authorization": f"Bearer {key}", "Accept": accept}
+    return requests.post(f"{server.url}/predictions/t2i", json=body, headers=headers, timeout=120)
+
+
+def counted(server):
+    """Every metric of ours: by name and labels, its value."""
+    text = requests.get(f"http://127.0.0.1:{server.process.port + 2}/metrics", timeout=10).text
+    found = {}
+    for name, labels, value in re.findall(r"^(cloudvid_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+        kept = tuple(label for label in re.findall(r'(\w+)="([^"]*)"', labels) if label[0] != "Hostname")
+        found[name, kept] = float(value)
+    return found
+
+
+@pytest.mark.slow
+def test_requests_that_arrive_together_are_answered_each_with_its_own_picture_stream_or_error(batching):
+    asked = [{"seed": 1}, {"seed": 2, "accept": NDJSON}, {"num_inference_steps": 0}, {"seed": 3, "width": 128}]
+    before = counted(batching)
+    with ThreadPoolExecutor(4) as pool:
+        plain, streamed, refused, wide = pool.map(lambda values: ask(batching, **values), asked)
+    assert [answer.status_code for answer in (plain, streamed, refused, wide)] == [200, 200, 422, 200]
+    assert recipe_of_png(plain.content)["batch_size"] == 2
+    assert recipe_of_png(plain.content)["parameters"]["seed"] == 1
+    events = [json.loads(line) for line in streamed.text.splitlines()]
+    assert [event["event"] for event in events] == ["started", *["progress"] * 6, "result"]
+    assert (events[-1]["seed"], events[-1]["recipe"]["batch_size"]) == (2, 2)
+    assert refused.headers["Content-Type"].startswith(JSON)
+    assert refused.json()["errors"][0]["parameter"] == "num_inference_steps"
+    assert "batch_size" not in recipe_of_png(wide.content)
+    assert batching.client().readiness("t2i").ready == 1
+    after = counted(batching)
+
+    def grown(name, *labels):
+        key = name, (("Stage", "t2i"), *labels)
+        return after[key] - before.get(key, 0.0)
+
+    assert grown("cloudvid_requests_total", ("Code", "200")) == 3
+    assert grown("cloudvid_requests_total", ("Code", "422")) == 1
+    assert grown("cloudvid_steps_total") == 9
+    assert grown("cloudvid_frames_total") == 3
+    assert grown("cloudvid_phase_seconds_total", ("Phase", "denoise")) > 0
+
+
+def test_the_metrics_are_there_from_the_start_and_count_what_was_made(server):
+    for stage in ("t2i", "i2v"):
+        found = counted(server)
+        for name, labels in {
+            ("cloudvid_requests_total", (("Stage", stage), ("Code", "200"))),
+            ("cloudvid_phase_seconds_total", (("Stage", stage), ("Phase", "denoise"))),
+            ("cloudvid_phase_seconds_total", (("Stage", stage), ("Phase", "encode"))),
+            ("cloudvid_steps_total", (("Stage", stage),)),
+            ("cloudvid_frames_total", (("Stage", stage),)),
+            ("cloudvid_memory_retries_total", (("Stage", stage),)),
+        }:
+            assert (name, labels) in found, name
+        assert found["cloudvid_peak_memory_bytes", (("Stage", stage), ("Device", "cpu"))] > 100 * 2**20
+
+
+def test_the_description_comes_through_the_management_api(server):
+    described = server.client().describe("t2i")
+    assert (described.device, described.precision) == ("cpu", "fp32")
+    assert described.settings["compile"] == "off"
+    assert described.limits == {}
+    assert described.peak_memory > 100 * 2**20

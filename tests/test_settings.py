@@ -1,0 +1,374 @@
+"""An operator's settings: each takes effect and does to the pixels what its documentation says, or is refused at load."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
+from test_stages import clip, picture, run
+
+from cloudvid_schema.jobs import Job
+from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequest
+from cloudvid_stages import memory
+from cloudvid_stages.image_to_video import ImageToVideo
+from cloudvid_stages.settings import ImageToVideoSettings, SettingsError, TextToImageSettings, read_settings
+from cloudvid_stages.text_to_image import TextToImage
+
+KINDS = {"t2i": (TextToImage, TextToImageSettings), "i2v": (ImageToVideo, ImageToVideoSettings)}
+
+
+def prompt(**values):
+    return TextToImageRequest(
+        **{"prompt": "a lamp", "width": 128, "height": 64, "num_inference_steps": 4, "seed": 1, **values}
+    )
+
+
+REQUESTS = {"t2i": (prompt(), None), "i2v": (clip(num_frames=3, num_inference_steps=3), picture((128, 128)))}
+
+
+@pytest.fixture(scope="module")
+def load(tiny_models):
+    return lambda stage, **settings: KINDS[stage][0].load({"model": str(tiny_models[stage]), **settings}, None)
+
+
+def pixels(stage, loaded):
+    """What a stage makes of its request: float values of 0 to 1, before any file format rounds them."""
+    request, image = REQUESTS[stage]
+    caught = []
+    processor = loaded._pipeline.image_processor if stage == "t2i" else loaded._pipeline.video_processor
+    name = "postprocess" if stage == "t2i" else "postprocess_video"
+    original = getattr(processor, name)
+
+    def postprocess(tensor=None, *arguments, video=None, **options):
+        caught.append(tensor if tensor is not None else video)
+        return original(
+            *([tensor] if tensor is not None else []),
+            *arguments,
+            **options | ({"video": video} if video is not None else {}),
+        )
+
+    setattr(processor, name, postprocess)
+    try:
+        output = run(loaded, request, image)
+    finally:
+        delattr(processor, name)
+    return caught[0].float(), output
+
+
+@pytest.fixture(scope="module")
+def plain(load):
+    return {stage: pixels(stage, load(stage))[0] for stage in KINDS}
+
+
+def processors(loaded):
+    return {type(processor).__name__ for processor in loaded._pipeline.unet.attn_processors.values()}
+
+
+def channels_last_weights(loaded):
+    return [
+        w
+        for w in loaded._pipeline.unet.parameters()
+        if w.ndim == 4 and w.stride()[1] == 1 and w.shape[1] > 1 and w.shape[2] > 1
+    ]
+
+
+EFFECTS = [
+    ("t2i", {"channels_last": True}, channels_last_weights),
+    ("i2v", {"channels_last": True}, channels_last_weights),
+    ("t2i", {"fuse_qkv": True}, lambda loaded: processors(loaded) == {"FusedAttnProcessor2_0"}),
+    ("i2v", {"fuse_qkv": True}, lambda loaded: processors(loaded) == {"FusedAttnProcessor2_0"}),
+    ("t2i", {"attention": "sliced"}, lambda loaded: processors(loaded) == {"SlicedAttnProcessor"}),
+    ("t2i", {"vae_slicing": True}, lambda loaded: loaded._pipeline.vae.use_slicing),
+    ("t2i", {"vae_tiling": True}, lambda loaded: loaded._pipeline.vae.use_tiling),
+    ("t2i", {"deep_cache": 2}, lambda loaded: loaded._loaded.deep_cache.computed < loaded._loaded.deep_cache.calls),
+    ("i2v", {"deep_cache": 2}, lambda loaded: loaded._loaded.deep_cache.computed < loaded._loaded.deep_cache.calls),
+    ("t2i", {"dtype": "bf16"}, lambda loaded: loaded._pipeline.unet.dtype is torch.bfloat16),
+    ("t2i", {"dtype": "fp16"}, lambda loaded: loaded._pipeline.unet.dtype is torch.float16),
+    ("i2v", {"dtype": "fp16"}, lambda loaded: loaded._pipeline.vae.dtype is torch.float16),
+    ("t2i", {"scheduler": "DPMSolverMultistepScheduler"}, lambda loaded: type(loaded._pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"),
+    ("t2i", {"scheduler_options": {"timestep_spacing": "trailing"}}, lambda loaded: loaded._pipeline.scheduler.config.timestep_spacing == "trailing"),
+    ("t2i", {"warm_up": ["64x64", "128x64"]}, lambda loaded: True),
+    ("i2v", {"warm_up": ["64x64x2"]}, lambda loaded: True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "in_force"), EFFECTS, ids=lambda value: str(value) if not callable(value) else ""
+)
+def test_a_setting_takes_effect_and_changes_the_pixels_as_documented(load, plain, stage, settings, in_force):
+    loaded = load(stage, **settings)
+    assert in_force(loaded)
+    made, output = pixels(stage, loaded)
+    difference = (made - plain[stage]).abs().max().item()
+    (name,) = settings
+    effect = KINDS[stage][1].model_fields[name].json_schema_extra["effect"]
+    if name == "vae_tiling":
+        assert difference == 0, "pictures smaller than a tile are decoded whole"
+    elif effect == "visible":
+        assert difference > 1e-3
+    else:
+        # Of 16-bit weights the last bits are those of their precision.
+        assert difference <= (0.0 if effect == "exact" else 0.25 if name == "dtype" else 1e-3)
+    recorded = output.recipe.get("settings", {})
+    assert recorded == ({name: settings[name]} if effect != "exact" and name != "dtype" else {})
+    assert loaded.describe().settings[name] == settings[name]
+
+
+def test_large_pictures_decoded_in_tiles_differ(tiny_models, load):
+    request = prompt(width=640, height=640, num_inference_steps=1)
+    whole, tiled = (
+        np.asarray(Image.open(io.BytesIO(run(load("t2i", vae_tiling=tiling), request).data))).astype(int)
+        for tiling in (False, True)
+    )
+    assert whole.shape == tiled.shape
+    assert (whole != tiled).any()
+
+
+@pytest.mark.parametrize("stage", KINDS)
+def test_deep_cache_uses_nothing_of_another_request(load, stage):
+    loaded = load(stage, deep_cache=3)
+    request, image = REQUESTS[stage]
+    first = run(loaded, request, image).data
+    run(loaded, request.model_copy(update={"seed": 2, "num_inference_steps": 5}), image)
+    run(loaded, prompt(width=64, height=128) if stage == "t2i" else clip(num_frames=2), image)
+    assert run(loaded, request, image).data == first
+
+
+REFUSED = [
+    ("t2i", {"fuse_qkv": True, "attention": "sliced"}, "fuse_qkv works with attention: sdpa alone"),
+    ("t2i", {"compile": "full", "offload": "sequential"}, "compile does not go with offload: sequential"),
+    ("t2i", {"compile": "regional", "offload": "group"}, "compile does not go with offload: group"),
+    ("i2v", {"compile": "full", "deep_cache": 2}, "deep_cache leaves parts of it out; compile: regional goes"),
+    ("i2v", {"channels_last": True, "offload": "group"}, "channels_last does not go with offload: group"),
+    ("i2v", {"channels_last": True, "offload": "sequential"}, "channels_last does not go with offload: sequential"),
+    ("i2v", {"deep_cache": 2, "offload": "group"}, "deep_cache does not go with offload: group"),
+    ("t2i", {"deep_cache": 1}, "deep_cache: 1 would leave nothing out; 0 is off, 2 or more is on"),
+    ("t2i", {"compile_cache": "somewhere"}, "compile_cache has no effect with compile: off"),
+    ("t2i", {"lora_scale": 0.5}, "lora_scale has no effect without lora"),
+    ("t2i", {"lora": "a.safetensors", "lora_scale": 0}, "lora_scale: 0 would leave the LoRA without effect"),
+    ("t2i", {"lora": "weights.bin"}, "lora: must be a .safetensors file, or one on the Hub"),
+    ("t2i", {"lora": "nowhere.safetensors"}, "lora: nowhere.safetensors is neither a file nor in the Hub cache; `make weights`"),
+    ("t2i", {"offload": "model"}, "offload: model spares the memory of a GPU, and this worker runs on the CPU; use none"),
+    ("i2v", {"offload": "group"}, "offload: group spares the memory of a GPU"),
+    ("t2i", {"attention": "xformers"}, "attention: xformers cannot be used here"),
+    ("i2v", {"attention": "sliced"}, "attention: sliced has no effect on UNetSpatioTemporalConditionModel"),
+    ("i2v", {"vae_slicing": True}, "vae_slicing: AutoencoderKLTemporalDecoder has no slicing; decode_chunk_size bounds its memory"),
+    ("i2v", {"vae_tiling": True}, "vae_tiling: AutoencoderKLTemporalDecoder has no tiling"),
+    ("t2i", {"scheduler": "EulerScheduler"}, "scheduler: must be one of DDIMScheduler, "),
+    ("t2i", {"scheduler_options": {"karras": True}}, "scheduler_options: PNDMScheduler has no option karras; it has "),
+    ("i2v", {"scheduler": "DDIMScheduler"}, "scheduler: is not known"),
+    ("i2v", {"lora": "a.safetensors"}, "lora: is not known"),
+    ("t2i", {"warm_up": ["65x64"]}, "warm_up: '65x64' is no size of t2i: width: must be a multiple of 8, got 65"),
+    ("t2i", {"warm_up": ["64x64x2"]}, "warm_up: '64x64x2' is no size of t2i: must be WIDTHxHEIGHT"),
+    ("i2v", {"warm_up": ["64"]}, "warm_up: '64' is no size of i2v: must be WIDTHxHEIGHTxFRAMES"),
+    ("t2i", {"warm_up": ["wide"]}, "warm_up: 'wide' is no size of t2i"),
+    ("t2i", {"warm_up": ["512x512"], "max_pixels": 4096}, "warm_up: 512x512 fails: width: width × height must be at most 4096"),
+    ("t2i", {"dtype": "fp8"}, "dtype: must be 'auto', 'bf16', 'fp16' or 'fp32', got \"fp8\""),
+    ("t2i", {"deepcache": 2}, "deepcache: is not known; did you mean deep_cache?"),
+    ("i2v", {"decode_chunk_size": 0}, "decode_chunk_size: must be at least 1, got 0"),
+    ("t2i", {"max_steps": 0}, "max_steps: must be at least 1, got 0"),
+    ("t2i", {"max_megapixel_steps": float("nan")}, "max_megapixel_steps: must be finite"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "settings", "message"), REFUSED, ids=lambda value: str(value)[:60])
+def test_what_cannot_be_or_does_nothing_is_refused_at_load(load, stage, settings, message):
+    with pytest.raises(SettingsError) as raised:
+        load(stage, **settings)
+    assert message in str(raised.value)
+
+
+def test_every_setting_can_be_overridden_by_environment():
+    values = {
+        "model": "elsewhere", "mirrors": "a/b, c/d", "revision": "v2", "dtype": "bf16", "offload": "model",
+        "attention": "sliced", "channels_last": "true", "fuse_qkv": "false", "compile": "regional",
+        "compile_cache": "/cache", "warm_up": "64x64,128x64", "deep_cache": "3", "vae_slicing": "1", "vae_tiling": "0",
+        "max_pixels": "1000", "max_steps": "9", "max_megapixel_steps": "0.5", "scheduler": "DDIMScheduler",
+        "scheduler_options": '{"timestep_spacing": "trailing"}', "lora": "x.safetensors", "lora_scale": "0.5",
+        "max_prompt": "99", "decode_chunk_size": "4", "max_frames": "20", "max_decode_chunk_size": "10",
+        "max_image_bytes": "1000", "max_image_pixels": "5000",
+    }  # fmt: skip
+    for stage, (_, kind) in KINDS.items():
+        names = set(kind.model_fields)
+        environment = {f"CLOUDVID_{stage.upper()}_{name.upper()}": values[name] for name in names}
+        settings = read_settings(kind, Stage(stage), {"model": "x"}, environment)
+        left_alone = {
+            name
+            for name in names
+            if getattr(settings, name) == kind.model_fields[name].get_default(call_default_factory=True)
+        }
+        assert left_alone == {"fuse_qkv", "vae_tiling"}, "their text says the default"
+        assert settings.mirrors == ("a/b", "c/d")
+        assert settings.warm_up == ("64x64", "128x64")
+    with pytest.raises(SettingsError, match="CLOUDVID_T2I_SCHEDULER_OPTIONS must be a JSON object, got 'karras'"):
+        read_settings(TextToImageSettings, Stage.T2I, {"model": "x"}, {"CLOUDVID_T2I_SCHEDULER_OPTIONS": "karras"})
+
+
+@pytest.mark.parametrize("kind", ["model", "sequential", "group"])
+@pytest.mark.parametrize("stage", KINDS)
+def test_offloaded_weights_come_when_they_are_needed_and_make_the_same_pixels(load, plain, stage, kind):
+    loaded = load(stage)
+    memory.install_offload(loaded._pipeline, kind, torch.device("cpu"))  # the CPU stands in for the GPU
+    loaded._settings = loaded._settings.model_copy(update={"offload": kind})
+    if kind == "sequential":
+        assert {weight.device.type for weight in loaded._pipeline.unet.parameters()} == {"meta"}
+        for module in (
+            module
+            for part in loaded._pipeline.components.values()
+            if isinstance(part, torch.nn.Module)
+            for module in part.modules()
+        ):
+            if hasattr(module, "_hf_hook"):
+                module._hf_hook.execution_device = torch.device("cpu")  # to "cpu:0" torch would make a copy
+    for _ in range(2):
+        made, _ = pixels(stage, loaded)
+        assert torch.equal(made, plain[stage])
+    if kind == "sequential":
+        assert {weight.device.type for weight in loaded._pipeline.unet.parameters()} == {"meta"}
+
+
+def test_an_offload_that_misses_a_part_is_refused(load):
+    pipeline = load("t2i")._pipeline
+    pipeline.enable_group_offload = lambda **options: None
+    with pytest.raises(SettingsError, match=r"offload: group has no effect on vae \(AutoencoderKL\)"):
+        memory.install_offload(pipeline, "group", torch.device("cpu"))
+
+
+def lora_file(folder, model, scale=1.0):
+    pipeline = StableDiffusionPipeline.from_pretrained(model)
+    torch.manual_seed(3)
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    weights = get_peft_model_state_dict(pipeline.unet)
+    weights = {name: (weight * scale).contiguous() for name, weight in weights.items()}
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights)
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def test_lora_weights_are_fused_named_in_the_identity_and_work_as_strongly_as_asked(load, plain, tmp_path, tiny_models):
+    file = lora_file(tmp_path, tiny_models["t2i"])
+    differences, identities = [], set()
+    for scale in (0.25, 1.0):
+        loaded = load("t2i", lora=str(file), lora_scale=scale)
+        assert not any("lora" in name for name, _ in loaded._pipeline.unet.named_modules()), "fused, not beside"
+        made, output = pixels("t2i", loaded)
+        differences.append((made - plain["t2i"]).abs().mean().item())
+        identities.add(output.recipe["model"])
+    assert 0 < differences[0] < differences[1]
+    assert len(identities) == 2
+    assert all("+pytorch_lora_weights@" in identity for identity in identities)
+    assert str(tmp_path) not in json.dumps(load("t2i", lora=str(file)).describe().model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("fault", ["zero", "other model", "no lora", "broken"])
+def test_a_lora_that_changes_nothing_or_does_not_fit_is_refused(load, tmp_path, tiny_models, fault):
+    file = lora_file(tmp_path, tiny_models["t2i"], scale=0.0 if fault == "zero" else 1.0)
+    if fault == "other model":
+        from safetensors.torch import load_file, save_file
+
+        save_file({name: torch.cat([weight, weight]).contiguous() for name, weight in load_file(file).items()}, file)
+    elif fault == "no lora":
+        file = next((Path(tiny_models["t2i"]) / "vae").glob("*.safetensors"))
+    elif fault == "broken":
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(SettingsError, match=r"lora: .*\.safetensors (changes no weight of|does not fit) this model"):
+        load("t2i", lora=str(file))
+
+
+def test_fewer_frames_are_decoded_at_once_where_free_memory_has_no_room_for_more(load, monkeypatch):
+    loaded = load("i2v", decode_chunk_size=4)
+    frame = 4 * loaded._pipeline.vae.config.block_out_channels[1] * 64 * 64 * 4
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(2.5 * frame / 0.8))
+    assert run(loaded, clip(), picture()).recipe["parameters"]["decode_chunk_size"] == 2
+    assert run(loaded, clip(decode_chunk_size=5), picture()).recipe["parameters"]["decode_chunk_size"] == 5
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    assert run(loaded, clip(), picture()).recipe["parameters"]["decode_chunk_size"] == 1
+
+
+def test_the_description_has_settings_limits_device_precision_and_memory_but_no_path(load, tiny_models):
+    described = load("i2v", max_frames=30, channels_last=True).describe()
+    assert described.limits == {"max_frames": 30, "max_image_bytes": 2**25, "max_image_pixels": 2**24}
+    assert described.settings["channels_last"] is True
+    assert described.settings["decode_chunk_size"] == 8
+    assert (described.device, described.precision) == ("cpu", "fp32")
+    assert described.peak_memory > 100 * 2**20
+    assert str(tiny_models["i2v"]) not in described.model_dump_json()
+
+
+def test_no_compiler_is_said_at_load(load, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(SettingsError, match=r"compile: full needs a C\+\+ compiler on this machine \(package g\+\+\)"):
+        load("t2i", compile="full")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_make_the_same_picture_and_their_code_is_kept(load, plain, tmp_path):
+    loaded = load("t2i", compile="regional", compile_cache=str(tmp_path), warm_up=["128x64"])
+    made, output = pixels("t2i", loaded)
+    assert (made - plain["t2i"]).abs().max().item() <= 1e-3
+    assert output.recipe["settings"] == {"compile": "regional"}
+    assert any(tmp_path.rglob("*.so")), "compiled code lies in the folder that was named"
+
+
+def test_jobs_of_one_kind_run_together_and_each_has_its_own_seed_and_error(load):
+    loaded = load("t2i", max_prompt=10)
+    calls, pipeline = [], loaded._pipeline
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(pipeline, name)
+
+        def __call__(self, **options):
+            calls.append(len(options["prompt"]))
+            return pipeline(**options)
+
+    loaded._pipeline = Counting()
+    requests = [prompt(seed=1), prompt(seed=2), prompt(seed=3, width=64), prompt(prompt="far too long"), prompt(seed=1)]
+    outcomes = loaded.run([Job(request) for request in requests])
+    assert calls == [3, 1]
+    assert "prompt: its length in characters must be at most 10" in str(outcomes[3])
+    together = [np.asarray(Image.open(io.BytesIO(outcomes[index].data))).astype(int) for index in (0, 1, 2, 4)]
+    alone = [
+        np.asarray(Image.open(io.BytesIO(run(loaded, requests[index]).data))).astype(int) for index in (0, 1, 2, 4)
+    ]
+    for one, other in zip(together, alone, strict=True):
+        assert one.shape == other.shape
+        assert abs(one - other).max() <= 1, "together or alone differ in the last bits"
+    assert (together[0] == together[3]).all()
+    assert outcomes[0].recipe["batch_size"] == 3
+    assert "batch_size" not in outcomes[2].recipe
+    assert outcomes[0].together == 3
+
+
+def test_a_batch_that_does_not_fit_in_memory_runs_in_halves_and_only_what_fits_nowhere_fails(load):
+    loaded = load("t2i")
+    pipeline, sizes = loaded._pipeline, []
+
+    class Small:
+        def __getattr__(self, name):
+            return getattr(pipeline, name)
+
+        def __call__(self, **options):
+            sizes.append(len(options["prompt"]))
+            if len(options["prompt"]) > 2 or "huge" in options["prompt"]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return pipeline(**options)
+
+    loaded._pipeline = Small()
+    outcomes = loaded.run([Job(prompt(prompt=text)) for text in ("a", "b", "huge", "d")])
+    assert sizes == [4, 2, 2, 1, 1]
+    assert outcomes[2].body.code == 507
+    assert all(outcomes[index].data for index in (0, 1, 3))
+
+
+def test_clips_run_one_after_the_other_whatever_arrives_together(load):
+    loaded = load("i2v")
+    jobs = [Job(clip(seed=seed), picture()) for seed in (1, 2)]
+    outcomes = loaded.run([*jobs, Job(ImageToVideoRequest(), b"no picture")])
+    assert [outcome.data for outcome in outcomes[:2]] == [run(loaded, job.request, picture()).data for job in jobs]
+    assert outcomes[2].body.code == 422
