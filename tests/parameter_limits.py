@@ -47,12 +47,9 @@ class Rule:
         if value is None:
             return self.may_be_null
         if self.kind in ("integer", "number"):
-            if type(value) is not int and (
-                self.kind == "integer" or type(value) is not float or not math.isfinite(value)
-            ):
-                return False
-            inside = self.limits["minimum"] <= value <= self.limits["maximum"]
-            return inside and not value % self.limits.get("multipleOf", value or 1)
+            kinds, step = (int,) if self.kind == "integer" else (int, float), self.limits.get("multipleOf")
+            inside = type(value) in kinds and self.limits["minimum"] <= value <= self.limits["maximum"]
+            return inside and (step is None or value % step == 0)
         if self.kind == "boolean":
             return isinstance(value, bool)
         if not isinstance(value, str):

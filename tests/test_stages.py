@@ -1,7 +1,9 @@
 """The stages on their own: limits and memory, told apart by type."""
 
+import gc
 import io
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -143,6 +145,25 @@ def test_what_fits_in_no_chunk_is_507_and_the_next_request_is_served(i2v):
     assert asked == [5, 4, 2, 1]
     loaded._pipeline.vae.decode = decode
     assert run(loaded, clip(), picture()).data
+
+
+def test_tensors_of_a_call_that_ran_out_of_memory_are_given_back_before_the_next(i2v, monkeypatch):
+    loaded = i2v()
+    decode, held, alive = loaded._pipeline.vae.decode, [], []
+
+    def decode_some(latents, **options):
+        large = torch.zeros(10)
+        held.append(weakref.ref(large))
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(latents, **options)
+
+    loaded._pipeline.vae.decode = decode_some
+    monkeypatch.setattr(gc, "collect", lambda: alive.append(held[-1]() is not None))
+    assert run(loaded, clip(), picture()).memory_retries == 2
+    with pytest.raises(RequestError):
+        run(loaded, clip(decode_chunk_size=5), picture())
+    assert alive == [False, False, False]
 
 
 def test_a_device_that_cannot_go_on_is_told_apart_from_memory_by_type():

@@ -124,10 +124,10 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
         while True:
             try:
                 return self._decode(latents, accepted.num_frames, chunk, watch), chunk, retries
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if fixed is not None or chunk == 1:
                     raise
-                free_memory()
+                free_memory(after=error)
                 chunk, retries = (chunk + 1) // 2, retries + 1
                 logger.warning("out of memory while decoding: once more with %d frames at once", chunk)
 

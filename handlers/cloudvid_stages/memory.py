@@ -3,6 +3,7 @@
 import gc
 import logging
 import resource
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,8 +27,14 @@ def device_name(gpu_id: int | None) -> str:
     return f"cuda:{gpu_id}" if gpu_id is not None and gpu_id >= 0 and torch.cuda.is_available() else "cpu"
 
 
-def free_memory() -> None:
-    """Give back what torch's allocator holds without using it."""
+def free_memory(after: BaseException | None = None) -> None:
+    """Give back what torch's allocator holds without using it.
+
+    Args:
+        after: an exception whose finished frames hold tensors as long as it lives.
+    """
+    if after is not None:
+        traceback.clear_frames(after.__traceback__)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -137,8 +144,8 @@ def device_faults() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        free_memory()
+    except torch.OutOfMemoryError as error:
+        free_memory(after=error)
         raise RequestError(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames") from None
     except torch.AcceleratorError as error:
         raise WorkerUnfit(str(error).partition("\n")[0]) from error

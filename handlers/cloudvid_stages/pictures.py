@@ -1,15 +1,30 @@
 """The picture of an image-to-video request: looked at by its header, then decoded, then fitted to the clip."""
 
 import io
+import re
 import warnings
+from collections.abc import Iterator
+from itertools import repeat
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from cloudvid_schema.faults import Fault
 from cloudvid_schema.protocol import RequestError
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_MAX_SIDE = 2**16 - 1
+"""Longest side in pixels, as in a JPEG. Pillow keeps a pointer a row: 16 million rows of one pixel take 300 MiB."""
+_MAX_PARTS = {"chunks of pixels": 20_000, "scans": 100, "other parts": 500}
+"""Most parts of a PNG or JPEG, by what they are. A file has room for millions, each of which costs Pillow time: a scan
+of 30 bytes is a pass over all pixels, a profile of a thousand bytes inflates to a million."""
+_MAX_METADATA = 8 * 2**20
+"""Most bytes of a PNG or JPEG that are no pixels. Pillow walks over tables and EXIF data a few bytes at a time."""
+_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
+"""What begins a JPEG's segment, or ends the file. No other marker has a length, for Pillow and libjpeg alike."""
+_SCAN, _END = b"\xda", b"\xd9"
+
+PngImagePlugin.MAX_TEXT_MEMORY = 4 * 2**20  # characters, of up to four bytes each, all from some hundred bytes
 
 
 def open_picture(data: bytes, max_pixels: int = 4096 * 4096) -> Image.Image:
@@ -22,33 +37,68 @@ def open_picture(data: bytes, max_pixels: int = 4096 * 4096) -> Image.Image:
     Raises:
         RequestError: 422; not a picture, of a format, size or kind that is not taken, or broken.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file can cause a line of the log for each of 65535 broken EXIF tags
+        image = _looked_at(data, max_pixels)
+        try:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+            return image.convert("RGB")
+        except Exception as error:  # Pillow's decoders raise what truncated or absurd data led them to
+            raise _refused(f"must be a whole picture ({type(error).__name__})") from None
+
+
+def _looked_at(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture, not decoded yet: its header promises nothing that is not taken."""
+    left, room = dict(_MAX_PARTS), _MAX_METADATA
+    for part, length in _parts(data):
+        left[part] -= 1
+        room -= length if part == "other parts" else 0
+        if left[part] < 0:
+            raise _refused(f"must have at most {_MAX_PARTS[part]} {part}")
+        if room < 0:
+            raise _refused(f"must have at most {_MAX_METADATA} bytes that are no pixels")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        rule = "must be a PNG, JPEG or WebP picture"
-        if not isinstance(error, UnidentifiedImageError):
-            rule = f"must have at most {max_pixels} pixels"
-        raise _refused(rule) from None
-    except Exception as error:  # Pillow's parsers raise what the broken bytes led them to
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise _refused("must be a PNG, JPEG or WebP picture") from None
+    except Image.DecompressionBombError:
+        raise _refused(f"must have at most {max_pixels} pixels") from None
+    except Exception as error:  # as above
         raise _refused(f"must be a readable picture ({type(error).__name__})") from None
+    size = f"{image.width}×{image.height}"
     if image.width * image.height > max_pixels:
-        raise _refused(f"must have at most {max_pixels} pixels, got {image.width}×{image.height}")
+        raise _refused(f"must have at most {max_pixels} pixels, got {size}")
+    if max(image.size) > _MAX_SIDE:
+        raise _refused(f"must have at most {_MAX_SIDE} pixels a side, got {size}")
     # A camera's JPEG with a preview inside (MPO) is one picture and then some: its first frame is the picture.
     if (frames := getattr(image, "n_frames", 1)) != 1 and image.format != "MPO":
         raise _refused(f"must be a still picture, got {frames} frames")
     if image.mode not in _MODES:
         raise _refused(f"must have 8 bits a channel, got mode {image.mode}")
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-        return image.convert("RGB")
-    except Exception as error:  # as above: truncated or absurd data
-        raise _refused(f"must be a whole picture ({type(error).__name__})") from None
+    return image
+
+
+def _parts(data: bytes) -> Iterator[tuple[str, int]]:
+    """What a PNG's chunks or a JPEG's segments are, and their bytes, up to its end; what follows there is not read."""
+    if data.startswith(b"\x89PNG"):
+        position = 8
+        while len(head := data[position : position + 8]) == 8 and head[4:] != b"IEND":
+            length = int.from_bytes(head[:4], "big")
+            yield "chunks of pixels" if head[4:] == b"IDAT" else "other parts", min(length, len(data) - position)
+            position += 12 + length
+    elif data.startswith(b"\xff\xd8"):
+        position, in_scan = 2, False
+        while (marker := _MARKER.search(data, position)) and not (in_scan and marker[1] == _END):
+            if not in_scan:
+                yield from repeat(("other parts", 1), marker.start() - position)  # Pillow reads these bytes singly
+            in_scan = in_scan or marker[1] == _SCAN
+            length = 0 if marker[1] == _END else int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+            yield "scans" if marker[1] == _SCAN else "other parts", length
+            position = marker.end() + length
 
 
 def fit_picture(image: Image.Image, width: int, height: int, fit: str) -> Image.Image:
