@@ -156,3 +156,13 @@ def test_lora_weights_are_fetched_beside_the_model_and_their_absence_is_said(rep
         done = fetch(hub.url, tmp_path / "cache", CLOUDVID_T2I_LORA="someone/else/style.safetensors")
         assert done.returncode == 1
         assert "t2i: lora: someone/else: " in done.stderr
+
+
+def test_what_is_in_the_cache_serves_while_the_hub_is_away_or_not_to_be_asked(repository, tmp_path):
+    with fake_hub({DEFAULT: repository}) as hub:
+        assert fetch(hub.url, tmp_path).returncode == 0
+    away = fetch(hub.url, tmp_path)
+    assert (away.returncode, away.stdout.splitlines()[-1]) == (0, f"t2i: {DEFAULT}@{COMMIT}")
+    assert "the Hub's cache serves, since nothing could be fetched" in away.stderr
+    offline = fetch(hub.url, tmp_path, HF_HUB_OFFLINE="1")
+    assert (offline.returncode, offline.stderr) == (0, "")

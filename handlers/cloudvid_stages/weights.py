@@ -150,7 +150,7 @@ def fetch(settings: StageSettings) -> Checkpoint:
     Raises:
         SettingsError: none could be had; the message gives each one's reason and remedy.
     """
-    if Path(settings.model).expanduser().is_dir():
+    if Path(settings.model).expanduser().is_dir() or constants.HF_HUB_OFFLINE:
         return find(settings)
     reasons = []
     for name in (settings.model, *settings.mirrors):
@@ -163,7 +163,12 @@ def fetch(settings: StageSettings) -> Checkpoint:
             return _checkpoint(name, snapshot_download(name, revision=settings.revision, allow_patterns=files))
         except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
             reasons.append(f"{name}: {_remedy(name, settings.revision, error)}")
-    raise SettingsError("no weights could be fetched\n  " + "\n  ".join(reasons))
+    try:
+        found = find(settings)  # a server must start again while the Hub is away
+    except SettingsError:
+        raise SettingsError("no weights could be fetched\n  " + "\n  ".join(reasons)) from None
+    print(f"the Hub's cache serves, since nothing could be fetched ({'; '.join(reasons)})", file=sys.stderr)
+    return found
 
 
 def wanted_files(files: Iterable[str], fp16: bool) -> list[str]:
