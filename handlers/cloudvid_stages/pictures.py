@@ -47,6 +47,8 @@ def open_picture(data: bytes, max_pixels: int = 4096 * 4096) -> Image.Image:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
             return image.convert("RGB")
+        except MemoryError:
+            raise
         except Exception as error:  # Pillow's decoders raise what truncated or absurd data led them to
             raise _refused(f"must be a whole picture ({type(error).__name__})") from None
 
@@ -67,6 +69,8 @@ def _looked_at(data: bytes, max_pixels: int) -> Image.Image:
         raise _refused("must be a PNG, JPEG or WebP picture") from None
     except Image.DecompressionBombError:
         raise _refused(f"must have at most {max_pixels} pixels") from None
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         raise _refused(f"must be a readable picture ({type(error).__name__})") from None
     size = f"{image.width}×{image.height}"

@@ -44,7 +44,9 @@ def recipe_text(recipe: dict[str, Any]) -> str:
 
 def recipe_of_png(data: bytes) -> dict[str, Any] | None:
     """The recipe inside a PNG file that this program made, or None."""
-    with Image.open(io.BytesIO(data)) as image:
+    if not data.startswith(b"\x89PNG"):
+        return None
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         text = getattr(image, "text", {}).get(RECIPE_KEY, "")
     try:
         recipe = strict_json.loads(text) if 0 < len(text) <= _MAX_RECIPE else None

@@ -170,7 +170,7 @@ class ImageToVideoSettings(StageSettings):
     max_image_bytes: int = Field(MAX_IMAGE_BYTES, ge=1, le=MAX_IMAGE_BYTES)
     """Largest picture file that is animated."""
     max_image_pixels: int = Field(4096 * 4096, ge=1, le=4096 * 4096)
-    """Most pixels of such a picture; 16.8 million are 48 MiB once decoded."""
+    """Most pixels of such a picture; 16.8 million take up to 257 MiB while they are decoded."""
 
 
 Settings = TypeVar("Settings", bound=StageSettings)
