@@ -150,21 +150,17 @@ def main() -> int:
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server has it; for the processes that measure
     samples = []
-    print(
-        "seconds (of a processor): load, first and second request; MiB: peak when loaded and when served, own, of files"
-    )
+    print("seconds (of a core): load, first request, second; MiB: peak when loaded, when served; own, of files")
     for stage in options.stages:
         model = write(options.directory, stage)
         for dtype in options.dtype:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 sample = process.submit(_measure, stage, model, dtype, time.time()).result()
             samples.append(sample)
-            times = (f"{t['seconds']:.2f} ({t['cpu_seconds']:.2f})" for t in (sample["load"], *sample["requests"]))
+            times = [f"{t['seconds']:.2f} ({t['cpu_seconds']:.2f})" for t in (sample["load"], *sample["requests"])]
             loaded, served = sample["memory"]["loaded"], sample["memory"]["served"]
-            memory = (loaded["peak"], served["peak"], served["own"], served["of_files"])
-            print(
-                f"{stage} {dtype}" + "".join(f"{t:>17}" for t in times) + "".join(f"{m:8}" for m in memory), flush=True
-            )
+            mib = [loaded["peak"], served["peak"], served["own"], served["of_files"]]
+            print(stage, dtype, *(f"{text:>16}" for text in times), *(f"{number:7}" for number in mib), flush=True)
     result = {"machine": describe_machine(), "samples": samples}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -208,8 +208,9 @@ def print_table(result: dict[str, Any], cells: list[Cell]) -> None:
         for case, reckoned in RECKONED.items():
             pairs = zip(result["work"][str(case)].values(), reckoned, strict=True)
             print(f"{case!s:28}" + "".join(f"{f'{ours:.5g} / {theirs}':>18}" for ours, theirs in pairs))
+        print()
     columns = ("seconds", "denoise", "decode", "encode", "TFLOP/s", "share", "× eager", "off", "peak GiB", "load s")
-    print("\noff: the largest difference of a value of the pixels from eager's, of 255")
+    print("off: the largest difference of a value of the pixels from eager's, of 255")
     print(f"{'case':28}{'arm':24}" + "".join(f"{column:>9}" for column in columns))
     eager = {cell.case: cell for cell in cells if cell.arm is EAGER and cell.samples}
     order = list(dict.fromkeys(cell.case for cell in cells))
@@ -256,7 +257,8 @@ def main() -> int:
     cases = SMOKE_CASES if options.smoke else tuple(RECKONED)
     chosen = [arm for arm in ARMS if not options.arms or arm.name in options.arms]
     cells = [Cell(arm, case) for arm in chosen for case in cases if arm.on_all or case is cases[0]]
-    result: dict[str, Any] = {"smoke": options.smoke, "machine": describe_machine()}
+    machine = describe_machine() | {"compile_backend": "inductor" if on_gpu else "eager"}
+    result: dict[str, Any] = {"smoke": options.smoke, "machine": machine}
 
     def save() -> None:
         if options.output:
