@@ -136,13 +136,15 @@ class StageHandler:
 
 
 _COUNTERS = {
-    "cloudvid_requests_total": ("Count", ["Stage", "Code"]),
-    "cloudvid_phase_seconds_total": ("Seconds", ["Stage", "Phase"]),
-    "cloudvid_steps_total": ("Count", ["Stage"]),
-    "cloudvid_frames_total": ("Count", ["Stage"]),
-    "cloudvid_memory_retries_total": ("Count", ["Stage"]),
+    "cloudvid_requests_total": ("Count", ["stage", "outcome"]),
+    "cloudvid_phase_seconds_total": ("Seconds", ["stage", "phase"]),
+    "cloudvid_steps_total": ("Count", ["stage"]),
+    "cloudvid_frames_total": ("Count", ["stage"]),
+    "cloudvid_memory_retries_total": ("Count", ["stage"]),
 }
 """Counters in Prometheus' form. Gauges are `cloudvid_` and the names of the stage's own, by stage and device."""
+_OUTCOMES = {500: "failed", 507: "out_of_memory"}
+"""Of a request that is not done, by the answer's status; any other was refused by its own fault."""
 
 
 class _Metrics:
@@ -156,9 +158,10 @@ class _Metrics:
             for name, (unit, dimensions) in _COUNTERS.items()
         }
         for name, (_, dimensions) in _COUNTERS.items():
-            if dimensions == ["Stage"]:
+            if dimensions == ["stage"]:
                 self._count(name, 0)  # so that a scrape finds it before the first request
-        self._count("cloudvid_requests_total", 0, "200")
+        for outcome in ("done", *_OUTCOMES.values(), "refused"):
+            self._count("cloudvid_requests_total", 0, outcome)
         for phase in get_args(Phase):
             self._count("cloudvid_phase_seconds_total", 0, phase)
         self._measure()
@@ -166,14 +169,14 @@ class _Metrics:
     def done(self, output: Output) -> None:
         for phase, milliseconds in output.timings.items():
             self._count("cloudvid_phase_seconds_total", milliseconds / 1000 / output.together, phase)
-        self._count("cloudvid_requests_total", 1, "200")
+        self._count("cloudvid_requests_total", 1, "done")
         self._count("cloudvid_steps_total", output.steps)
         self._count("cloudvid_frames_total", output.frames)
         self._count("cloudvid_memory_retries_total", output.memory_retries)
         self._measure()
 
     def failed(self, code: int) -> None:
-        self._count("cloudvid_requests_total", 1, str(code))
+        self._count("cloudvid_requests_total", 1, _OUTCOMES.get(code, "refused"))
 
     def _count(self, name: str, value: float, *dimensions: str) -> None:
         self._counters[name].add_or_update(value, [str(self._stage.stage), *dimensions])
@@ -181,7 +184,7 @@ class _Metrics:
     def _measure(self) -> None:
         for name, value in self._stage.gauges().items():
             if name not in self._gauges:
-                unit, dimensions = name.rpartition("_")[2], ["Stage", "Device"]
+                unit, dimensions = name.rpartition("_")[2], ["stage", "device"]
                 self._gauges[name] = self._store.add_metric_to_cache(
                     f"cloudvid_{name}", unit, dimensions, MetricTypes.GAUGE
                 )

@@ -81,29 +81,29 @@ def test_requests_that_arrive_together_are_answered_each_with_its_own_picture_st
     after = counted(batching)
 
     def grown(name, *labels):
-        key = name, (("Stage", "t2i"), *labels)
+        key = name, (("stage", "t2i"), *labels)
         return after[key] - before.get(key, 0.0)
 
-    assert grown("cloudvid_requests_total", ("Code", "200")) == 3
-    assert grown("cloudvid_requests_total", ("Code", "422")) == 1
+    assert grown("cloudvid_requests_total", ("outcome", "done")) == 3
+    assert grown("cloudvid_requests_total", ("outcome", "refused")) == 1
     assert grown("cloudvid_steps_total") == 9
     assert grown("cloudvid_frames_total") == 3
-    assert grown("cloudvid_phase_seconds_total", ("Phase", "denoise")) > 0
+    assert grown("cloudvid_phase_seconds_total", ("phase", "denoise")) > 0
 
 
 def test_the_metrics_are_there_from_the_start_and_count_what_was_made(server):
     for stage in ("t2i", "i2v"):
         found = counted(server)
         for name, labels in {
-            ("cloudvid_requests_total", (("Stage", stage), ("Code", "200"))),
-            ("cloudvid_phase_seconds_total", (("Stage", stage), ("Phase", "denoise"))),
-            ("cloudvid_phase_seconds_total", (("Stage", stage), ("Phase", "encode"))),
-            ("cloudvid_steps_total", (("Stage", stage),)),
-            ("cloudvid_frames_total", (("Stage", stage),)),
-            ("cloudvid_memory_retries_total", (("Stage", stage),)),
+            ("cloudvid_requests_total", (("stage", stage), ("outcome", "done"))),
+            ("cloudvid_phase_seconds_total", (("stage", stage), ("phase", "denoise"))),
+            ("cloudvid_phase_seconds_total", (("stage", stage), ("phase", "encode"))),
+            ("cloudvid_steps_total", (("stage", stage),)),
+            ("cloudvid_frames_total", (("stage", stage),)),
+            ("cloudvid_memory_retries_total", (("stage", stage),)),
         }:
             assert (name, labels) in found, name
-        assert found["cloudvid_peak_memory_bytes", (("Stage", stage), ("Device", "cpu"))] > 100 * 2**20
+        assert found["cloudvid_peak_memory_bytes", (("stage", stage), ("device", "cpu"))] > 100 * 2**20
 
 
 def test_the_description_comes_through_the_management_api(server):
