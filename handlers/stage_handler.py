@@ -60,10 +60,10 @@ class StageHandler:
         stage = self.stage_class.stage
         if int(context.system_properties.get("batch_size") or 1) > 1 and not self.stage_class.batches:
             raise ValueError(f"{stage}.yaml: batchSize must be 1; {stage} carries out one request at a time")
+        threading.Thread(target=_end_with_the_server, args=(os.getppid(),), name="server watch", daemon=True).start()
         section = (context.model_yaml_config or {}).get("handler", {})
         self._loaded = self.stage_class.load(section, context.system_properties.get("gpu_id"))
         self._metrics = _Metrics(context.metrics, self._loaded)
-        threading.Thread(target=_end_with_the_server, args=(os.getppid(),), name="server watch", daemon=True).start()
         logger.info("%s is loaded: %s", stage, self._loaded.identity)
 
     def handle(self, rows: list[Row], context: Context) -> list[bytes]:
@@ -90,10 +90,12 @@ class StageHandler:
             os._exit(1)  # nothing that runs at an orderly exit may touch the device
         for index, outcome in zip(jobs, outcomes, strict=True):
             stream = streams.get(index)
-            if isinstance(outcome, Exception):
-                answers[index] = self._failure(outcome, stream, context, index)
-            else:
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
                 answers[index] = self._result(outcome, stream, context, index)
+            except Exception as error:  # as above
+                answers[index] = self._failure(error, stream, context, index)
         return [answers[index] for index in range(len(rows))]
 
     def _job(self, row: Row, headers: Mapping[str, str], stream: "_EventStream | None") -> Job:
@@ -182,13 +184,14 @@ class _Metrics:
         self._counters[name].add_or_update(value, [str(self._stage.stage), *dimensions])
 
     def _measure(self) -> None:
+        device = self._stage.device.replace(":", "")  # TorchServe drops a dimension whose value has a colon
         for name, value in self._stage.gauges().items():
             if name not in self._gauges:
                 unit, dimensions = name.rpartition("_")[2], ["stage", "device"]
                 self._gauges[name] = self._store.add_metric_to_cache(
                     f"cloudvid_{name}", unit, dimensions, MetricTypes.GAUGE
                 )
-            self._gauges[name].add_or_update(value, [str(self._stage.stage), self._stage.device])
+            self._gauges[name].add_or_update(value, [str(self._stage.stage), device])
 
 
 class _EventStream:

@@ -1,19 +1,25 @@
 """Batches of pictures through the real TorchServe, and what its metrics count."""
 
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 import requests
+import torch
 from conftest import ROOT, Running
+from fake_torchserve import _Picture, _Worker
 from torchserve_process import Server, free_port
 
-from cloudvid_schema.protocol import JSON, NDJSON, PNG
+from cloudvid_schema.protocol import JSON, NDJSON, PNG, Stage
+from cloudvid_stages import gpu
 from cloudvid_stages.recipe import recipe_of_png
 
 
@@ -112,3 +118,27 @@ def test_the_description_comes_through_the_management_api(server):
     assert described.settings["compile"] == "off"
     assert described.limits == {}
     assert described.peak_memory > 100 * 2**20
+
+
+def test_gauges_of_a_gpu_keep_their_device_and_one_that_its_driver_lacks_takes_no_other_away(monkeypatch, caplog):
+    def lacking(handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(gpu, "_handle", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=3 * 2**30, total=2**33))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", lambda handle: SimpleNamespace(gpu=97))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTemperature", lambda handle, sensor: 61)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", lacking)
+    found = gpu.gpu_gauges(torch.device("cuda:1"))
+    assert found == {
+        "gpu_memory_used_bytes": 3 * 2**30,
+        "gpu_memory_total_bytes": 2**33,
+        "gpu_utilization_percent": 97,
+        "gpu_temperature_celsius": 61,
+    }
+    monkeypatch.setattr(_Picture, "device", "cuda:1")
+    monkeypatch.setattr(_Picture, "gauges", lambda self: found)
+    with caplog.at_level(logging.INFO, logger="ts.metrics.caching_metric"):
+        _Worker(Stage.T2I, "noise@1", 0.0)
+    # TorchServe reads dimensions as name:value and drops one with a further colon.
+    assert "[METRICS]cloudvid_gpu_temperature_celsius.celsius:61.0|#stage:t2i,device:cuda1|" in caplog.text

@@ -11,6 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from cloudvid_schema.protocol import RequestError, TextToImageRequest
 from cloudvid_stages import tiny
 from cloudvid_stages.image_to_video import ImageToVideo
+from cloudvid_stages.memory import install_offload
 from cloudvid_stages.settings import SettingsError
 from cloudvid_stages.text_to_image import TextToImage
 
@@ -80,6 +81,22 @@ def test_a_picture_that_the_checkpoints_own_checker_blackens_is_an_error_and_not
     with pytest.raises(RequestError) as raised:
         run(TextToImage.load({"model": str(tmp_path)}, None), request())
     assert (raised.value.body.code, raised.value.body.type) == (422, "SafetyChecker")
+
+
+@pytest.mark.parametrize("kind", ["model", "sequential", "group"])
+def test_a_checkpoint_with_a_safety_checker_can_be_offloaded(tmp_path, kind):
+    pipeline = tiny.text_to_image()
+    with_safety_checker(pipeline, flags_everything=False)
+    pipeline.save_pretrained(tmp_path)
+    install_offload(TextToImage.load({"model": str(tmp_path)}, None)._pipeline, kind, torch.device("cpu"))
+
+
+def test_a_checkpoint_of_which_a_part_is_missing_names_the_command_that_fetches_it(tmp_path):
+    tiny.text_to_image().save_pretrained(tmp_path)
+    (weights,) = (tmp_path / "text_encoder").glob("*.safetensors")
+    weights.unlink()
+    with pytest.raises(SettingsError, match="has no safetensors weights in text_encoder/; `make weights` fetches them"):
+        TextToImage.load({"model": str(tmp_path)}, None)
 
 
 @pytest.mark.parametrize("frames", [14, 25])

@@ -22,13 +22,17 @@ def test_an_archive_loads_with_nothing_of_the_repository_on_the_path(stage, mode
     with zipfile.ZipFile(model_store / f"{stage}.mar") as archive:
         archive.extractall(tmp_path)
     script = f"""
-import importlib.util, pathlib, sys
+import importlib.util, logging, pathlib, sys
 here = pathlib.Path.cwd()
 sys.path[:] = [str(here)] + [entry for entry in sys.path if not entry.startswith({str(ROOT)!r}) or "site-packages" in entry]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 import yaml, {stage}_handler as module
+import ts
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import TsModelLoader
-service = TsModelLoader().load({stage!r}, str(here), "{stage}_handler.py", None, 1)
+metrics = MetricsCacheYamlImpl(str(pathlib.Path(ts.__file__).parent / "configs/metrics.yaml"))
+service = TsModelLoader().load({stage!r}, str(here), "{stage}_handler.py", None, 1, metrics_cache=metrics)
+logging.disable()
 print(service.context.model_yaml_config["responseTimeout"])
 ours = [name for name in sys.modules if name.split(".")[0] in ("cloudvid", "cloudvid_schema", "cloudvid_stages", "stage_handler")]
 strays = [name for name in ours if not sys.modules[name].__file__.startswith(str(here))]
@@ -69,7 +73,7 @@ def test_the_client_installs_into_an_empty_environment_and_works_without_torch(t
 
 
 def test_what_is_generated_from_the_schema_is_up_to_date():
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "client")}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT / "client"), str(ROOT / "handlers")))}
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs/generate.py"), "--check"],
         env=environment,

@@ -120,7 +120,7 @@ def test_a_decoding_that_does_not_fit_is_done_again_in_smaller_chunks_and_the_re
     steps = []
     asked = short_of_memory(loaded, 2)
     output = run(loaded, clip(), picture(), lambda phase, step, steps_in_all: steps.append(phase))
-    assert asked == [5, 4, 2, 2, 1]
+    assert asked == [5, 3, 2, 2, 1]
     assert output.recipe["parameters"]["decode_chunk_size"] == 2
     assert output.data == expected.data
     assert steps.count("denoise") == 1, "the denoising is not done again"
@@ -142,7 +142,7 @@ def test_what_fits_in_no_chunk_is_507_and_the_next_request_is_served(i2v):
     with pytest.raises(RequestError) as raised:
         run(loaded, clip(), picture())
     assert (raised.value.body.code, raised.value.body.type) == (507, "OutOfMemory")
-    assert asked == [5, 4, 2, 1]
+    assert asked == [5, 3, 2, 1]
     loaded._pipeline.vae.decode = decode
     assert run(loaded, clip(), picture()).data
 
@@ -166,13 +166,30 @@ def test_tensors_of_a_call_that_ran_out_of_memory_are_given_back_before_the_next
     assert alive == [False, False, False]
 
 
-def test_a_device_that_cannot_go_on_is_told_apart_from_memory_by_type():
-    with pytest.raises(WorkerUnfit, match="illegal memory access"), device_faults():
-        raise torch.AcceleratorError("CUDA error: illegal memory access was encountered\nmore")
-    with pytest.raises(RequestError), device_faults():
+def test_a_device_that_cannot_go_on_is_told_apart_from_memory_by_asking_it(monkeypatch):
+    gpu, answers = torch.device("cuda:0"), []
+
+    def synchronize(device):
+        if answers.pop(0):
+            raise torch.AcceleratorError("CUDA error: illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    for error in (torch.AcceleratorError("CUDA error"), torch.OutOfMemoryError(), RuntimeError("CUBLAS_STATUS")):
+        answers.append(True)
+        with pytest.raises(WorkerUnfit, match="illegal memory access"), device_faults(gpu):
+            raise error
+    answers += [False] * 3
+    with pytest.raises(RequestError), device_faults(gpu):
         raise torch.OutOfMemoryError("illegal memory access")
-    with pytest.raises(ValueError, match="CUDA"), device_faults():
+    with pytest.raises(torch.AcceleratorError, match="invalid configuration"), device_faults(gpu):
+        raise torch.AcceleratorError("CUDA error: invalid configuration argument")
+    with pytest.raises(ValueError, match="CUDA"), device_faults(gpu):
         raise ValueError("CUDA out of memory")  # a text alone means nothing
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: synchronize(gpu))
+    answers[:] = [True]
+    with pytest.raises(WorkerUnfit), device_faults(gpu):
+        raise torch.OutOfMemoryError()
 
 
 def test_the_meter_averages_seconds_per_million_pixels():
@@ -211,3 +228,31 @@ def test_hostile_pictures_are_refused_without_much_memory(i2v):
         assert raised.value.body.code == 422
     assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
     tracemalloc.stop()
+
+
+def test_steps_and_frames_over_a_limit_are_refused_before_the_picture_is_decoded(i2v, monkeypatch):
+    from cloudvid_stages import image_to_video
+
+    monkeypatch.setattr(image_to_video, "open_picture", lambda *_: pytest.fail("the picture was decoded"))
+    for settings, values in (
+        ({"max_steps": 3}, {"num_inference_steps": 4}),
+        ({"max_frames": 4}, {}),
+        ({"max_pixels": 4095}, {}),
+    ):
+        with pytest.raises(RequestError, match="on this server"):
+            run(i2v(**settings), clip(**values), picture())
+
+
+def test_a_failure_in_the_middle_leaves_the_decoder_in_its_precision(i2v):
+    loaded = i2v(dtype="fp16")
+    expected = run(loaded, clip(), picture())
+    encode = loaded._pipeline.vae.encode
+
+    def encode_none(*_, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loaded._pipeline.vae.encode = encode_none
+    with pytest.raises(RequestError):
+        run(loaded, clip(), picture())
+    loaded._pipeline.vae.encode = encode
+    assert run(loaded, clip(), picture()).data == expected.data

@@ -70,7 +70,8 @@ def test_the_command_that_resumes_holds_no_secret():
     assert resume_command(argv) == "cloudvid run 'a b.json' -q"
 
 
-def test_the_bars_of_a_terminal_move_with_the_steps_and_leave_the_lines(tmp_path):
+def test_the_bars_of_a_terminal_move_with_the_steps_and_leave_the_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")  # on one that cannot move its cursor there are no bars
     screen = io.StringIO()
     view = LiveView(Console(file=screen, force_terminal=True, width=120), on_clock=False)
     with fake_torchserve() as server:

@@ -104,8 +104,7 @@ def test_the_fp16_variant_is_seen(tmp_path, tiny_models):
 @pytest.mark.parametrize(("stage", "kind"), [(Stage.T2I, TextToImageSettings), (Stage.I2V, ImageToVideoSettings)])
 def test_the_yaml_of_an_archive_shows_every_setting_with_its_default(stage, kind):
     section = yaml.safe_load((ROOT / f"handlers/{stage}.yaml").read_text())["handler"]
-    of_other_models = {"vae_slicing", "vae_tiling"} if stage is Stage.I2V else set()  # SVD's VAE has neither
-    assert set(section) == set(kind.model_fields) - of_other_models
+    assert set(section) == set(kind.model_fields)
     shown = read_settings(kind, stage, section, {})
     assert shown == kind(model=shown.model, mirrors=shown.mirrors)
 

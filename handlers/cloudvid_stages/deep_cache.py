@@ -41,6 +41,8 @@ class DeepCache:
         self._remembered.clear()
 
     def _count_call(self, *_: object) -> None:
+        if self._step % self.interval == 0:
+            self._remembered.clear()  # before the new ones are made, not after
         self._step += 1
         self.calls += 1
 

@@ -18,7 +18,7 @@ from cloudvid_schema.sizes import clip_size
 from cloudvid_stages import media
 from cloudvid_stages.limits import check_limits
 from cloudvid_stages.memory import frames_that_fit, free_memory
-from cloudvid_stages.pictures import fit_picture, open_picture
+from cloudvid_stages.pictures import fit_picture, open_picture, size_of
 from cloudvid_stages.recipe import NOT_PARAMETERS, digest_of, make_recipe, recipe_of_png
 from cloudvid_stages.settings import ImageToVideoSettings
 from cloudvid_stages.stage import PipelineStage, Stopwatch, draw_seed, generator
@@ -43,8 +43,6 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
     """
 
     stage: ClassVar[Stage] = Stage.I2V
-    pipeline_class: ClassVar[str] = "StableVideoDiffusionPipeline"
-    settings_class = ImageToVideoSettings
 
     def describe(self) -> Description:
         """What this worker says of itself."""
@@ -58,12 +56,17 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
         if chunk is not None and chunk > (settings.max_decode_chunk_size or chunk):
             rule = f"must be at most {settings.max_decode_chunk_size} on this server"
             raise RequestError.invalid([Fault("decode_chunk_size", rule, chunk)])
+        num_frames = request.num_frames or self._pipeline.unet.config.num_frames
+        steps = request.num_inference_steps
+        # Limits are held against the header before pixels are decoded; a picture on its side has the same area.
+        (width, height), faults = clip_size(size_of(picture, settings.max_image_pixels), request.width, request.height)
+        is_sure = (request.width is None) == (request.height is None) and not faults
+        check_limits(settings, pixels=width * height if is_sure else 0, frames=num_frames, steps=steps)
         image = open_picture(picture, settings.max_image_pixels)
         (width, height), faults = clip_size(image.size, request.width, request.height)
         if faults:
             raise RequestError.invalid(faults)
-        num_frames = request.num_frames or self._pipeline.unet.config.num_frames
-        check_limits(settings, pixels=width * height, frames=num_frames, steps=request.num_inference_steps)
+        check_limits(settings, pixels=width * height, frames=num_frames, steps=steps)
         seed = draw_seed() if request.seed is None else request.seed
         return _Accepted(job, seed, image, width, height, num_frames)
 
@@ -71,7 +74,7 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
         (accepted,) = group
         request, picture, image = accepted.job.request, accepted.job.picture or b"", accepted.image
         width, height, num_frames = accepted.width, accepted.height, accepted.num_frames
-        watch = Stopwatch([accepted.job.on_step])
+        watch = Stopwatch(self._loaded.device, [accepted.job.on_step])
         with self._request():
             latents = self._pipeline(
                 fit_picture(image, width, height, request.fit),
@@ -88,6 +91,7 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
                 output_type="latent",
                 callback_on_step_end=watch.after_step,
             ).frames
+            self._forget_features()  # they would take the room that decoding needs
             pixels, chunk, retries = self._decoded(latents, accepted, watch)
         parameters = request.model_dump(exclude=NOT_PARAMETERS) | {
             "width": width,
@@ -128,7 +132,7 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
                 if fixed is not None or chunk == 1:
                     raise
                 free_memory(after=error)
-                chunk, retries = (chunk + 1) // 2, retries + 1
+                chunk, retries = (min(chunk, accepted.num_frames) + 1) // 2, retries + 1
                 logger.warning("out of memory while decoding: once more with %d frames at once", chunk)
 
     def _decode(self, latents: torch.Tensor, num_frames: int, chunk: int, watch: Stopwatch) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
@@ -15,7 +16,7 @@ from cloudvid_schema.protocol import Stage
 from cloudvid_stages import memory, speed
 from cloudvid_stages.deep_cache import DeepCache
 from cloudvid_stages.settings import SettingsError, StageSettings, TextToImageSettings
-from cloudvid_stages.weights import find, find_lora, fingerprint_of_file
+from cloudvid_stages.weights import PIPELINES, find, find_lora, fingerprint_of_file
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -29,13 +30,13 @@ class LoadedPipeline:
     """`id@revision` of the model, with `+name@fingerprint` of a LoRA."""
     precision: str
     """Of the weights: `fp16`, `bf16` or `fp32`."""
+    dtype: torch.dtype
+    """The same, as torch has it."""
     device: torch.device
     deep_cache: DeepCache | None
 
 
-def load_pipeline(
-    pipeline_class: type[DiffusionPipeline], stage: Stage, settings: StageSettings, device: str
-) -> LoadedPipeline:
+def load_pipeline(stage: Stage, settings: StageSettings, device: str) -> LoadedPipeline:
     """Load a diffusers pipeline from safetensors alone, without touching the network.
 
     Raises:
@@ -44,6 +45,8 @@ def load_pipeline(
     checkpoint = find(settings)
     checkpoint.check(stage)
     identity = checkpoint.identity
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)  # what asks for `cuda` means this worker's, and opens no context on another
     precision = settings.precision(on_gpu=device != "cpu")
     dtype = _DTYPES[precision]
     # diffusers quotes the part of a prompt that CLIP cannot read: no prompt belongs in a log.
@@ -53,13 +56,17 @@ def load_pipeline(
     transformers_logging.disable_progress_bar()
     has_variant = checkpoint.has_fp16_variant
     has_full = any(".fp16" not in file.name for file in checkpoint.path.glob("unet/*.safetensors"))
-    pipeline = pipeline_class.from_pretrained(
-        checkpoint.path,
-        dtype=dtype,
-        variant="fp16" if has_variant and (dtype is torch.float16 or not has_full) else None,
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    try:
+        pipeline = getattr(diffusers, PIPELINES[stage]).from_pretrained(
+            checkpoint.path,
+            dtype=dtype,
+            variant="fp16" if has_variant and (dtype is torch.float16 or not has_full) else None,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except OSError as error:  # a file is missing or cut short
+        reason = str(error).strip().partition("\n")[0].replace(str(checkpoint.path), checkpoint.identity)
+        raise SettingsError(f"{identity} is not whole ({reason}); `make weights` fetches it") from None
     pipeline.set_progress_bar_config(disable=True)
     if isinstance(settings, TextToImageSettings):
         _set_scheduler(pipeline, settings)
@@ -69,9 +76,9 @@ def load_pipeline(
     memory.spare(pipeline, settings)
     speed.prepare(pipeline, settings)
     memory.place(pipeline, settings.offload, device)
-    deep_cache = speed.install_deep_cache(pipeline, settings)
+    deep_cache = DeepCache(pipeline.unet, settings.deep_cache) if settings.deep_cache else None
     speed.compile_unet(pipeline, settings)
-    return LoadedPipeline(pipeline, identity, precision, torch.device(device), deep_cache)
+    return LoadedPipeline(pipeline, identity, precision, dtype, torch.device(device), deep_cache)
 
 
 def _set_scheduler(pipeline: DiffusionPipeline, settings: TextToImageSettings) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKLTemporalDecoder, DiffusionPipeline
 
 from cloudvid_schema.jobs import WorkerUnfit
 from cloudvid_schema.protocol import RequestError
@@ -91,9 +91,13 @@ def install_offload(pipeline: DiffusionPipeline, offload: str, device: torch.dev
     elif offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
     else:
+        if isinstance(pipeline.vae, AutoencoderKLTemporalDecoder):
+            # diffusers names no blocks of this class: it would hook the `forward` alone, which nobody calls.
+            pipeline.vae._group_offload_block_modules = ["encoder", "decoder", "quant_conv"]
         pipeline.enable_group_offload(onload_device=device, offload_type="block_level", num_blocks_per_group=1)
+    exempt = () if offload == "group" else pipeline._exclude_from_cpu_offload  # these go to the device as they are
     for name, model in pipeline.components.items():
-        if isinstance(model, torch.nn.Module) and not _is_offloaded(model):
+        if isinstance(model, torch.nn.Module) and name not in exempt and not _is_offloaded(model):
             raise SettingsError(f"offload: {offload} has no effect on {name} ({type(model).__name__})")
 
 
@@ -108,22 +112,14 @@ def spare(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
     Raises:
         SettingsError: a part has no such way.
     """
-    vae = pipeline.vae
-    for wanted, name, enable in (
-        (settings.vae_slicing, "slicing", "enable_slicing"),
-        (settings.vae_tiling, "tiling", "enable_tiling"),
-    ):
-        if wanted:
-            try:
-                getattr(vae, enable)()
-            except (AttributeError, NotImplementedError):
-                raise SettingsError(
-                    f"vae_{name}: {type(vae).__name__} has no {name}; decode_chunk_size bounds its memory"
-                ) from None
+    if getattr(settings, "vae_slicing", False):
+        pipeline.vae.enable_slicing()
+    if getattr(settings, "vae_tiling", False):
+        pipeline.vae.enable_tiling()
     if settings.attention == "xformers":
         try:
             pipeline.enable_xformers_memory_efficient_attention()
-        except (ImportError, ModuleNotFoundError, ValueError) as error:
+        except (ImportError, ValueError, NotImplementedError) as error:
             raise SettingsError(f"attention: xformers cannot be used here ({type(error).__name__}); use sdpa") from None
     if settings.attention == "sliced":
         pipeline.enable_attention_slicing()
@@ -134,9 +130,10 @@ def spare(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
 
 
 @contextmanager
-def device_faults() -> Iterator[None]:
-    """Tell apart what a device's failure means, by its type: out of memory is this request's answer, any other leaves
-    the process with a CUDA context that cannot be used again.
+def device_faults(device: torch.device) -> Iterator[None]:
+    """Tell apart what a failure means, by its type: out of memory is this request's answer; where the device refuses to
+    go on afterwards, its context is lost to the process. (Errors of CUDA's libraries come as plain RuntimeErrors, and
+    not every AcceleratorError is for good: the device itself is asked.)
 
     Raises:
         RequestError: 507.
@@ -144,8 +141,15 @@ def device_faults() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        free_memory(after=error)
-        raise RequestError(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames") from None
-    except torch.AcceleratorError as error:
-        raise WorkerUnfit(str(error).partition("\n")[0]) from error
+    except Exception as error:
+        is_memory = isinstance(error, torch.OutOfMemoryError)
+        try:
+            if is_memory:
+                free_memory(after=error)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        except torch.AcceleratorError as fault:
+            raise WorkerUnfit(str(fault).partition("\n")[0]) from error
+        if is_memory:
+            raise RequestError(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames") from None
+        raise

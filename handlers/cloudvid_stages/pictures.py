@@ -53,6 +53,17 @@ def open_picture(data: bytes, max_pixels: int = 4096 * 4096) -> Image.Image:
             raise _refused(f"must be a whole picture ({type(error).__name__})") from None
 
 
+def size_of(data: bytes, max_pixels: int = 4096 * 4096) -> tuple[int, int]:
+    """Width and height as the file's header has them, before it is turned upright.
+
+    Raises:
+        RequestError: 422; as `open_picture`, but for what only decoding shows.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _looked_at(data, max_pixels).size
+
+
 def _looked_at(data: bytes, max_pixels: int) -> Image.Image:
     """The picture, not decoded yet: its header promises nothing that is not taken."""
     left, room = dict(_MAX_PARTS), _MAX_METADATA

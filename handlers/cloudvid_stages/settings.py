@@ -7,6 +7,7 @@ are written with commas, tables as JSON. `docs/settings.md` is written from thes
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -62,10 +63,6 @@ class StageSettings(BaseModel):
     deep_cache: Annotated[int, Field(ge=0, le=10), _pixels("visible")] = 0
     """DeepCache: the inner blocks of the UNet are computed in one step of so many, and their last result is used in
     the others. 0 is off; 2 or 3 is usual."""
-    vae_slicing: Annotated[bool, _pixels("exact")] = False
-    """Pictures of a batch are decoded one after the other."""
-    vae_tiling: Annotated[bool, _pixels("visible")] = False
-    """Large pictures are decoded in overlapping tiles: less memory, seams that may show."""
     max_pixels: int | None = Field(None, ge=1)
     """Most pixels of a picture or a frame. Of this and the limits below: null is the schema's own limit."""
     max_steps: int | None = Field(None, ge=1)
@@ -100,7 +97,7 @@ class StageSettings(BaseModel):
             for name, value in self.in_force().items()
             if name not in ("dtype", "decode_chunk_size")
             and (type(self).model_fields[name].json_schema_extra or {}).get("effect", "exact") != "exact"  # type: ignore[union-attr]
-            and value != type(self).model_fields[name].get_default(call_default_factory=True)
+            and value != type(self).model_fields[name].default
         }
 
     @model_validator(mode="after")
@@ -110,6 +107,10 @@ class StageSettings(BaseModel):
             (
                 self.compile != "off" and self.offload in ("sequential", "group"),
                 f"compile does not go with offload: {self.offload}, which moves weights in the middle of a graph",
+            ),
+            (
+                self.compile == "full" and self.offload == "model",
+                "compile: full makes one graph of the UNet, offload: model hooks into it; compile: regional goes",
             ),
             (
                 self.compile == "full" and self.deep_cache > 1,
@@ -128,6 +129,10 @@ class StageSettings(BaseModel):
                 self.compile_cache is not None and self.compile == "off",
                 "compile_cache has no effect with compile: off",
             ),
+            (
+                self.compile_cache is not None and not Path(self.compile_cache).expanduser().is_absolute(),
+                "compile_cache must be an absolute path: a worker starts in a folder of its own",
+            ),
         ]
         if messages := [message for is_so, message in refused if is_so]:
             raise ValueError("; ".join(messages))
@@ -137,9 +142,13 @@ class StageSettings(BaseModel):
 class TextToImageSettings(StageSettings):
     """Settings of the text-to-image stage."""
 
+    vae_slicing: Annotated[bool, _pixels("last bits")] = True
+    """Pictures of a batch are decoded one after the other; one alone is not touched by it."""
+    vae_tiling: Annotated[bool, _pixels("visible")] = False
+    """Large pictures are decoded in overlapping tiles: less memory, seams that may show."""
     scheduler: Annotated[str | None, _pixels("visible")] = None
     """Class of the scheduler, e.g. `DPMSolverMultistepScheduler`; null is the model's own."""
-    scheduler_options: Annotated[dict[str, Any], _pixels("visible")] = Field(default_factory=dict)
+    scheduler_options: Annotated[dict[str, Any], _pixels("visible")] = Field({})
     """What to change in the scheduler's configuration, e.g. `{use_karras_sigmas: true}`."""
     lora: Annotated[str | None, _pixels("visible")] = None
     """LoRA weights, fused into the model: a safetensors file, or `user/repository/file.safetensors` on the Hub."""
@@ -197,7 +206,7 @@ def read_settings(
         if text:
             values[name] = _from_text(prefix + name.upper(), text, field.annotation)
             if name == "model":
-                values["mirrors"] = ()  # the YAML's mirrors are those of the YAML's model
+                values |= {"mirrors": (), "revision": None}  # the YAML's are those of the YAML's model
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -9,7 +9,6 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 
-from cloudvid_stages.deep_cache import DeepCache
 from cloudvid_stages.settings import SettingsError, StageSettings
 
 _REPEATED_BLOCKS = ["BasicTransformerBlock", "TemporalBasicTransformerBlock"]
@@ -49,11 +48,6 @@ def _to_channels_last(model: torch.nn.Module) -> int:
     return changed
 
 
-def install_deep_cache(pipeline: DiffusionPipeline, settings: StageSettings) -> DeepCache | None:
-    """DeepCache on a pipeline that is on its device, where the settings have it."""
-    return DeepCache(pipeline.unet, settings.deep_cache) if settings.deep_cache else None
-
-
 def compile_unet(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
     """Have the UNet, or its repeated blocks, compiled when they first run.
 
@@ -68,19 +62,24 @@ def compile_unet(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
         )
     if settings.compile_cache is not None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(settings.compile_cache).expanduser().absolute())
+    import torch._dynamo  # a second of imports that only compiled stages need
+
+    # One graph for all sizes: whether a request gets it must not depend on those before. What still differs (guidance
+    # or none, one pixel or one picture) makes a graph of its own; past the limit a request would fail.
+    torch._dynamo.config.recompile_limit = 64
     unet: Any = pipeline.unet
     if settings.compile == "full":
-        unet.compile(fullgraph=True)
+        unet.compile(fullgraph=True, dynamic=True)
         return
     unet._repeated_blocks = _REPEATED_BLOCKS
     try:
-        unet.compile_repeated_blocks(fullgraph=True)
+        unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
     except ValueError:
         raise SettingsError(f"compile: regional finds no repeated blocks in {type(unet).__name__}") from None
 
 
 def graphs_compiled() -> int:
     """How many graphs torch.compile has made in this process."""
-    from torch._dynamo.utils import counters  # a second of imports that only compiled stages need
+    from torch._dynamo.utils import counters  # as above
 
     return int(counters["stats"]["unique_graphs"])

@@ -1,28 +1,27 @@
 """What both stages share: loading, warming up, carrying out requests with each one's own outcome, what they report."""
 
-import importlib
 import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import torch
-from diffusers import DiffusionPipeline
 from pydantic import BaseModel, ValidationError
 
 from cloudvid_schema.faults import faults_of
 from cloudvid_schema.jobs import Job, OnStep, Output, Phase, WorkerUnfit
 from cloudvid_schema.parameters import MAX_SEED
-from cloudvid_schema.protocol import Description, Stage
+from cloudvid_schema.protocol import Description, RequestError, Stage
 from cloudvid_stages.gpu import gpu_gauges
 from cloudvid_stages.loading import LoadedPipeline, load_pipeline
 from cloudvid_stages.memory import device_faults, device_name, peak_bytes
 from cloudvid_stages.settings import SettingsError, StageSettings, read_settings
 from cloudvid_stages.speed import graphs_compiled
+from cloudvid_stages.weights import SETTINGS
 
 logger = logging.getLogger(__name__)
 SettingsKind = TypeVar("SettingsKind", bound=StageSettings)
@@ -40,19 +39,22 @@ class Meter:
             if phase in timings:
                 new = timings[phase] / 1000 / per / (pixels / 1e6)
                 old = self.seconds.get(phase, new)
-                self.seconds[phase] = old + (new - old) * 0.1 if phase in self.seconds else new
+                self.seconds[phase] = old + (new - old) * 0.1
 
 
 @dataclass
 class Stopwatch:
     """Times the phases of one call of a pipeline and passes its steps on."""
 
+    device: torch.device
     listeners: Sequence[OnStep]
     timings: dict[str, float] = field(default_factory=dict)
     _since: float = field(default_factory=perf_counter)
 
     def step(self, phase: Phase, step: int, steps: int) -> None:
         """A step is done: what has passed since the last one belongs to its phase."""
+        if step == steps and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # work that is only queued belongs to the phase that queued it
         now = perf_counter()
         self.timings[phase] = self.timings.get(phase, 0.0) + (now - self._since) * 1000
         self._since = now
@@ -80,9 +82,6 @@ class PipelineStage(ABC, Generic[SettingsKind]):
 
     stage: ClassVar[Stage]
     batches: ClassVar[bool] = False
-    pipeline_class: ClassVar[str]
-    """Name of the diffusers class."""
-    settings_class: type[SettingsKind]
 
     def __init__(self, loaded: LoadedPipeline, settings: SettingsKind) -> None:
         self._loaded = loaded
@@ -111,9 +110,8 @@ class PipelineStage(ABC, Generic[SettingsKind]):
         Raises:
             SettingsError: a setting is wrong or without effect, or the model cannot be used.
         """
-        settings = read_settings(cls.settings_class, cls.stage, section)
-        pipeline_class: type[DiffusionPipeline] = getattr(importlib.import_module("diffusers"), cls.pipeline_class)
-        stage = cls(load_pipeline(pipeline_class, cls.stage, settings, device_name(gpu_id)), settings)
+        settings = cast(SettingsKind, read_settings(SETTINGS[cls.stage], cls.stage, section))
+        stage = cls(load_pipeline(cls.stage, settings, device_name(gpu_id)), settings)
         stage._warm_up()
         return stage
 
@@ -156,17 +154,24 @@ class PipelineStage(ABC, Generic[SettingsKind]):
     def _run_group(self, group: list[tuple[int, Any]]) -> dict[int, Output | Exception]:
         """Carry out a group; where it fails, each half on its own, so that an error finds the request it belongs to."""
         try:
-            with device_faults(), self._no_gradients():
-                outputs = self._carry_out([accepted for _, accepted in group])
-            return {index: output for (index, _), output in zip(group, outputs, strict=True)}
+            with device_faults(self._loaded.device), self._no_gradients():
+                outcomes = self._carry_out([accepted for _, accepted in group])
+            return {index: outcome for (index, _), outcome in zip(group, outcomes, strict=True)}
         except WorkerUnfit:
             raise
         except Exception as error:  # as above
             if len(group) == 1:
                 return {group[0][0]: error}
+            ran_out = isinstance(error, RequestError)  # of memory: the only one that a pipeline's call ends with
             logger.warning("%d requests failed together (%s): once more in halves", len(group), type(error).__name__)
         half = len(group) // 2
-        return self._run_group(group[:half]) | self._run_group(group[half:])
+        done = self._run_group(group[:half]) | self._run_group(group[half:])
+        if ran_out:
+            for index, outcome in done.items():
+                if isinstance(outcome, Output):
+                    done[index] = replace(outcome, memory_retries=outcome.memory_retries + 1)
+                    break
+        return done
 
     @abstractmethod
     def _accept(self, job: Job) -> Any:
@@ -180,7 +185,7 @@ class PipelineStage(ABC, Generic[SettingsKind]):
         """Requests of the same kind are carried out together."""
 
     @abstractmethod
-    def _carry_out(self, group: Sequence[Any]) -> list[Output]:
+    def _carry_out(self, group: Sequence[Any]) -> Sequence[Output | Exception]:
         """Make the files of some accepted requests of the same kind in one call of the pipeline."""
 
     def _no_gradients(self) -> AbstractContextManager[None]:
@@ -189,17 +194,20 @@ class PipelineStage(ABC, Generic[SettingsKind]):
 
     @contextmanager
     def _request(self) -> Iterator[None]:
-        """The time of one call of the pipeline: nothing of the call before is used, nothing is kept for the next."""
-        cache = self._loaded.deep_cache
-        if cache:
-            cache.reset()
+        """The time of one call of the pipeline; whatever ends it, the next one finds everything as it was."""
         try:
             yield
         finally:
-            if cache:
-                cache.reset()
+            self._forget_features()
+            if self._pipeline.vae.dtype != self._loaded.dtype:
+                self._pipeline.vae.to(dtype=self._loaded.dtype)  # SVD's pipeline works with it in fp32 for a while
             if self._settings.offload == "model":
                 self._pipeline.maybe_free_model_hooks()
+
+    def _forget_features(self) -> None:
+        """What DeepCache keeps is of one denoising alone."""
+        if self._loaded.deep_cache:
+            self._loaded.deep_cache.reset()
 
     def _made_with(self, batch_size: int = 1) -> dict[str, Any]:
         """What a recipe holds beside the parameters: all else that shapes the pixels."""
@@ -223,7 +231,8 @@ class PipelineStage(ABC, Generic[SettingsKind]):
             SettingsError: a size is wrong, a run fails, or nothing was compiled.
         """
         compiles, cache = self._settings.compile != "off", self._loaded.deep_cache
-        sizes = self._settings.warm_up or (("",) if compiles else ("64x64",) if cache else ())
+        is_risky = cache or self._settings.offload != "none"
+        sizes = self._settings.warm_up or (("",) if compiles else ("64x64",) if is_risky else ())
         before = graphs_compiled() if compiles else 0
         for size in sizes:
             began = perf_counter()
@@ -235,7 +244,8 @@ class PipelineStage(ABC, Generic[SettingsKind]):
                 raise SettingsError(f"warm_up: {size!r} is no size of {self.stage}: {rule}") from None
             (outcome,) = self.run([job])
             if isinstance(outcome, Exception):
-                raise SettingsError(f"warm_up: {size or 'the usual size'} fails: {outcome}") from outcome
+                name = size or "the usual size, where warm_up names none,"
+                raise SettingsError(f"warm_up: {name} fails: {outcome}") from outcome
             logger.info("%s is warm at %s after %.1f s", self.stage, size or "its usual size", perf_counter() - began)
         if compiles and graphs_compiled() == before:
             raise SettingsError(f"compile: {self._settings.compile} compiled nothing")

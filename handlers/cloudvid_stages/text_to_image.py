@@ -31,8 +31,6 @@ class TextToImage(PipelineStage[TextToImageSettings]):
 
     stage: ClassVar[Stage] = Stage.T2I
     batches: ClassVar[bool] = True
-    pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
-    settings_class = TextToImageSettings
 
     def _accept(self, job: Job) -> _Accepted:
         request = job.request
@@ -48,9 +46,9 @@ class TextToImage(PipelineStage[TextToImageSettings]):
         request = accepted.request
         return request.width, request.height, request.num_inference_steps, request.guidance_scale
 
-    def _carry_out(self, group: Sequence[_Accepted]) -> list[Output]:
+    def _carry_out(self, group: Sequence[_Accepted]) -> list[Output | Exception]:
         first = group[0].request
-        watch = Stopwatch([accepted.job.on_step for accepted in group])
+        watch = Stopwatch(self._loaded.device, [accepted.job.on_step for accepted in group])
         with self._request():
             made = self._pipeline(
                 prompt=[accepted.request.prompt for accepted in group],
@@ -63,22 +61,23 @@ class TextToImage(PipelineStage[TextToImageSettings]):
                 callback_on_step_end=watch.after_step,
             )
         watch.step("decode", 1, 1)
-        if any(made.nsfw_content_detected or ()):
-            # The checkpoint's own safety checker blackens a picture: nobody should find that in the morning.
-            raise RequestError(422, "SafetyChecker", "the model's safety checker refuses to show this picture")
-        files = []
-        for accepted, image in zip(group, made.images, strict=True):
+        outcomes: list[Output | Exception] = []
+        flagged = made.nsfw_content_detected or [False] * len(group)
+        for accepted, image, is_flagged in zip(group, made.images, flagged, strict=True):
+            if is_flagged:
+                # The checkpoint's own safety checker blackens it: nobody should find that in the morning.
+                refusal = "the model's safety checker refuses to show this picture"
+                outcomes.append(RequestError(422, "SafetyChecker", refusal))
+                continue
             request = accepted.request
             parameters = request.model_dump(exclude=NOT_PARAMETERS) | {"seed": accepted.seed}
             recipe = make_recipe(self.stage, parameters, self._made_with(len(group)), request.metadata)
-            files.append((accepted, media.png_bytes(image, recipe if request.embed_recipe else None), recipe))
+            data = media.png_bytes(image, recipe if request.embed_recipe else None)
+            steps = first.num_inference_steps
+            outcomes.append(Output(data, PNG, accepted.seed, watch.timings, recipe, steps, together=len(group)))
         watch.step("encode", 1, 1)
-        pixels = first.width * first.height * len(group)
-        self._meter.count(watch.timings, pixels, first.num_inference_steps)
-        return [
-            Output(data, PNG, accepted.seed, watch.timings, recipe, first.num_inference_steps, together=len(group))
-            for accepted, data, recipe in files
-        ]
+        self._meter.count(watch.timings, first.width * first.height * len(group), first.num_inference_steps)
+        return outcomes
 
     def _warm_up_job(self, size: Sequence[int], steps: int) -> Job:
         if len(size) not in (0, 2):

@@ -42,6 +42,7 @@ _FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.mod
 PIPELINES = {Stage.T2I: "StableDiffusionPipeline", Stage.I2V: "StableVideoDiffusionPipeline"}
 """The diffusers class that each stage runs."""
 SETTINGS: dict[Stage, type[StageSettings]] = {Stage.T2I: TextToImageSettings, Stage.I2V: ImageToVideoSettings}
+_PARTS_WITH_WEIGHTS = ("unet", "vae", "text_encoder", "image_encoder", "safety_checker")
 _FP16 = re.compile(r"\.fp16(-\d+-of-\d+)?\.safetensors$")
 _PLAIN = re.compile(r"[a-z_]+(-\d+-of-\d+)?\.safetensors")  # no variant
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -74,8 +75,8 @@ class Checkpoint:
             raise SettingsError(f"{self.identity}: no readable model_index.json; a diffusers model has one") from None
         if found != PIPELINES[stage]:
             raise SettingsError(f"{self.identity} is a {found} checkpoint; {stage} needs a {PIPELINES[stage]}")
-        for part in ("unet", "vae"):
-            if not any((self.path / part).glob("*.safetensors")):
+        for part in _PARTS_WITH_WEIGHTS:
+            if (index.get(part) or [None])[0] and not any((self.path / part).glob("*.safetensors")):
                 raise SettingsError(
                     f"{self.identity} has no safetensors weights in {part}/; `make weights` fetches them"
                 )
@@ -111,8 +112,9 @@ def find_lora(settings: StageSettings) -> Path | None:
     """
     if (lora := getattr(settings, "lora", None)) is None:
         return None
-    if not lora.endswith(".safetensors"):
-        raise SettingsError(f"lora: must be a .safetensors file, or one on the Hub (user/repository/file), got {lora}")
+    if not lora.endswith(".safetensors") or not (_hub_file(lora) or Path(lora).expanduser().is_absolute()):
+        forms = "the absolute path of a .safetensors file, or one on the Hub (user/repository/file.safetensors)"
+        raise SettingsError(f"lora: must be {forms}, got {lora}")
     if (file := Path(lora).expanduser()).is_file():
         return file.resolve()
     if (parts := _hub_file(lora)) and isinstance(found := try_to_load_from_cache(*parts), str):
