@@ -174,6 +174,26 @@ def test_a_parameter_out_of_range_is_exit_code_2_in_the_schemas_words(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["image", "a cat", "-o", "x.jpg"], "must end with .png, which the file will be, got x.jpg"),
+        (["video", "a.png", "-o", "x.gif"], "must end with .mp4, which the file will be, got x.gif"),
+        (["inspect", "nothing.png"], "nothing.png is not there"),
+        (["inspect", "."], ". is no file"),
+        (["ps", "5"], "belongs to --watch"),
+        (["scale", "t2i", "-1"], "-1"),
+        (["scale", "t3i", "1"], "t3i"),
+    ],
+)
+def test_what_cannot_be_meant_is_exit_code_2_and_nothing_is_sent(arguments, said, tmp_path):
+    with fake_server(lambda seen: Answer()) as fake:
+        done = cloudvid(*arguments, cwd=tmp_path, environment={"CLOUDVID_SERVER": fake.url})
+        assert fake.seen == []
+    assert done.returncode == 2, done.stderr
+    assert said in " ".join(done.stderr.split())
+
+
 def test_validate_says_how_many_scenes_there_are(scene_file, tmp_path):
     done = cloudvid("validate", scene_file, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"{scene_file}: 2 scenes, no faults\n")
@@ -184,5 +204,4 @@ def test_an_output_folder_that_cannot_be_used_is_one_line(scene_file, tmp_path):
     with fake_torchserve() as fake:
         arguments = ["--server", fake.url, "--management", fake.url, "--token", "t", "--output-dir", "out"]
         done = cloudvid("run", scene_file, *arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: out cannot be used: File exists"
+    assert (done.returncode, done.stderr) == (2, "error: out cannot be used: File exists\n")

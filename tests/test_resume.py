@@ -154,9 +154,11 @@ def test_files_whose_times_lie_years_away_are_still_done(server, done):
 
 
 def test_no_decision_can_depend_on_a_clock_that_jumps():
-    """Nothing in the client reads the wall clock or a file's times."""
+    """Nothing that makes a batch reads the wall clock or a file's times. (doctor does: keys expire by the clock.)"""
     for source in (Path(cloudvid.__file__).parent).rglob("*.py"):
-        assert not re.search(r"time\.time\(|datetime|st_mtime|getmtime", source.read_text()), source
+        assert source.parent.name == "doctor" or not re.search(
+            r"time\.time\(|datetime|st_mtime|getmtime", source.read_text()
+        ), source
 
 
 def test_a_folder_in_the_place_of_a_file_fails_that_scene_alone(server, done):

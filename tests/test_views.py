@@ -20,6 +20,7 @@ from test_cli import cloudvid
 from cloudvid import Client, Stage, parse_scenes, render
 from cloudvid.cli.run import resume_command
 from cloudvid.cli.views import LiveView, PlainView
+from cloudvid.events import SceneDone
 from cloudvid.media_files import read_recipe
 
 
@@ -139,7 +140,7 @@ def test_init_writes_an_example_that_validates_and_keeps_a_file_that_is_there(tm
     assert cloudvid("init", "mine.json", cwd=tmp_path).returncode == 0
     assert cloudvid("validate", "mine.json", cwd=tmp_path).returncode == 0
     again = cloudvid("init", "mine.json", cwd=tmp_path)
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert "is there already; --force replaces it" in again.stderr
     assert cloudvid("init", "mine.json", "--force", cwd=tmp_path).returncode == 0
 
@@ -229,6 +230,19 @@ def test_the_gallery_shows_every_scene_and_escapes_everything(gallery):
     assert "2 done, 1 failed, 1 to do" in text
     for name in ("s0_base_image.png", "s0_video.mp4"):
         assert f'"{name}"' in text
+
+
+def test_an_interrupted_batch_leaves_a_gallery_of_what_is_there(tmp_path):
+    with fake_torchserve() as server:
+        client = Client(server.url, management=server.url, token="t")
+        events = render(parse_scenes(scenes(6)), client, tmp_path)
+        while not isinstance(next(events), SceneDone):
+            pass
+        assert not (tmp_path / "index.html").exists()
+        events.close()
+    text = (tmp_path / "index.html").read_text()
+    assert text.count("<article") == 6
+    assert text.count("<video") >= 1
 
 
 def test_the_gallery_uses_no_network(gallery):

@@ -10,7 +10,7 @@ client.image_to_video(picture.data, fps=6).save("lighthouse.mp4")
 
 from cloudvid.answers import Generated
 from cloudvid.batch import render
-from cloudvid.client import Client, Readiness
+from cloudvid.client import Client
 from cloudvid.errors import (
     BrokenAnswer,
     Busy,
@@ -20,6 +20,7 @@ from cloudvid.errors import (
     InvalidRequest,
     InvalidSceneFile,
     NotReady,
+    NotScaled,
     OutOfMemory,
     OutputError,
     Rejected,
@@ -30,10 +31,13 @@ from cloudvid.errors import (
     Unauthorized,
     Unhealthy,
     Unreachable,
+    UnusableFolder,
     WorkerDied,
 )
+from cloudvid.management import Readiness
 from cloudvid.render_options import RenderOptions
 from cloudvid.scenes import Scene, parse_scenes, read_scenes
+from cloudvid.stage_status import StageStatus, Worker
 from cloudvid_schema import __version__
 from cloudvid_schema.protocol import Progress, Stage, Started
 
@@ -48,6 +52,7 @@ __all__ = [
     "InvalidRequest",
     "InvalidSceneFile",
     "NotReady",
+    "NotScaled",
     "OutOfMemory",
     "OutputError",
     "Progress",
@@ -59,11 +64,14 @@ __all__ = [
     "Stage",
     "StageError",
     "StageFailed",
+    "StageStatus",
     "Stalled",
     "Started",
     "Unauthorized",
     "Unhealthy",
     "Unreachable",
+    "UnusableFolder",
+    "Worker",
     "WorkerDied",
     "__version__",
     "parse_scenes",

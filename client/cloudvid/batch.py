@@ -68,7 +68,7 @@ def render(
 
     Raises:
         ServerUnavailable: the server is away for longer than the patience, or refuses the token.
-        OutputError: a file cannot be written, or another cloudvid writes to the folder.
+        OutputError: a file cannot be written; the folder is another cloudvid's, or (`UnusableFolder`) cannot be used.
     """
     output_dir = Path(output_dir)
     manifest = Manifest(output_dir, disk)
@@ -85,6 +85,9 @@ def render(
         )
         try:
             yield from batch.events()
+        except (GeneratorExit, KeyboardInterrupt):
+            batch.leave()
+            raise
         finally:
             batch.stop()
     finally:
@@ -183,6 +186,12 @@ class _Batch:
         """Let nothing more be sent, stored or reported."""
         self._slots.stop()
         self._runner.stop()
+
+    def leave(self) -> None:
+        """The end of a batch that is interrupted: what is there can be looked at."""
+        self.stop()
+        with suppress(OutputError):
+            self._draw_gallery()
 
     def _settle(self) -> None:
         """The end of a batch: the gallery, and the manifest in the scenes' order."""

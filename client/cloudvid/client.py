@@ -1,57 +1,54 @@
 """`Client`: one call for a picture, one for a clip, against a running model server."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from pydantic import ValidationError
 
 from cloudvid import errors
 from cloudvid.answers import Generated, OnEvent, error_body, failure, streamed, whole
-from cloudvid.connection import DEFAULT_SERVER, Connection, address, next_port, plain_session, reason, timed_out
-from cloudvid.credentials import RUN_KEY_FILE, Credentials
+from cloudvid.connection import (
+    DEFAULT_SERVER,
+    Connection,
+    address,
+    is_local,
+    next_port,
+    plain_session,
+    reason,
+    timed_out,
+)
+from cloudvid.credentials import Credentials
+from cloudvid.local_server import RUN_KEY_FILE, local_address
+from cloudvid.management import CONNECT_SECONDS
+from cloudvid.operations import Operations
 from cloudvid_schema.faults import Fault, faults_of
 from cloudvid_schema.protocol import (
     JSON,
     MAX_IMAGE_BYTES,
     MEDIA_TYPE,
     NDJSON,
-    Description,
     ImageToVideoRequest,
     Request,
     Stage,
     TextToImageRequest,
 )
 
-_CONNECT_SECONDS = 10.0
-_KEY_FILE_SECONDS = 15.0
-_UNHEALTHY_SECONDS = 20.0  # a worker that died once is back in less; one that cannot load never is
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-
-@dataclass(frozen=True)
-class Readiness:
-    """Workers of one stage, as the management API counts them."""
-
-    stage: Stage
-    ready: int
-    workers: int
-
-
-class Client:
-    """Talks to the two endpoints.
+class Client(Operations):
+    """Talks to the two endpoints, and to their server about itself.
 
     Args:
-        server: address of the model server.
+        server: address of the model server; default: the one that `make start` runs from this folder, else port 8080.
         t2i_url: address of the text-to-image endpoint's server, where it is another one.
         i2v_url: likewise for image to video.
         management: address of the management API; default: the port above the server's.
         token: fixed token for the endpoints.
         key_file: TorchServe's `key_file.json`; default: `.run/key_file.json`, for a server on this machine.
+        ca: file of the certificates that vouch for a server's own, where the public ones do not.
         timeout: seconds without a sign of life after which a request has failed.
         session: the HTTP session to use; default: one that ignores proxies, netrc and redirects.
         sleep: how to wait.
@@ -60,31 +57,32 @@ class Client:
 
     def __init__(
         self,
-        server: str = DEFAULT_SERVER,
+        server: str | None = None,
         *,
         t2i_url: str | None = None,
         i2v_url: str | None = None,
         management: str | None = None,
         token: str | None = None,
         key_file: str | Path | None = None,
+        ca: str | Path | None = None,
         timeout: float = 3600.0,
         session: requests.Session | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._urls = {Stage.T2I: address(t2i_url or server), Stage.I2V: address(i2v_url or server)}
-        self._management = address(management) if management else None
-        if key_file is None and token is None and RUN_KEY_FILE.is_file() and self._is_local():
-            key_file = RUN_KEY_FILE
-        # A token for the endpoints goes to the management API only where its address was given, not guessed.
-        credentials = Credentials(token, Path(key_file) if key_file else None, bool(management))
-        self._connection = Connection(session or plain_session(), credentials)
+        server = server or local_address() or DEFAULT_SERVER
+        urls = {Stage.T2I: address(t2i_url or server), Stage.I2V: address(i2v_url or server)}
+        asked = {stage: address(management) if management else next_port(url) for stage, url in urls.items()}
+        if key_file is None and token is None and is_local(*urls.values(), *asked.values()):
+            with contextlib.suppress(PermissionError):  # another user's .run
+                key_file = RUN_KEY_FILE if RUN_KEY_FILE.is_file() else None
         if token is not None and not (token.isascii() and token.isprintable()):
             raise errors.Unauthorized("the token has characters that no HTTP header can carry")
+        # A token for the endpoints goes to the management API only where its address was given, not guessed.
+        credentials = Credentials(token, Path(key_file) if key_file else None, bool(management))
+        super().__init__(Connection(session or plain_session(ca), credentials), urls, asked, sleep=sleep, clock=clock)
         self.timeout = timeout
         """Seconds without a sign of life after which a request has failed."""
-        self._sleep = sleep
-        self._clock = clock
 
     def text_to_image(
         self, prompt: str, *, metadata: dict[str, Any] | None = None, on_event: OnEvent | None = None, **parameters: Any
@@ -150,7 +148,7 @@ class Client:
             body["files"] = {"image": ("image", picture), "parameters": ("parameters", parameters.encode(), JSON)}
         url = f"{self._urls[stage]}/predictions/{stage}"
         with self._connection.call(
-            "POST", url, "inference", stream=True, timeout=(_CONNECT_SECONDS, self.timeout), **body
+            "POST", url, "inference", stream=True, timeout=(CONNECT_SECONDS, self.timeout), **body
         ) as response:
             try:
                 if response.status_code != 200:
@@ -160,98 +158,6 @@ class Client:
                 if timed_out(error):
                     raise errors.Stalled(f"{stage}: no sign of life for {self.timeout:g} s") from None
                 raise errors.BrokenAnswer(f"{stage}: the answer broke off: {reason(error)}") from None
-
-    def readiness(self, stage: Stage) -> Readiness | None:
-        """Workers of a stage, or None where the management API cannot be asked: it is out of reach, or there is no key.
-
-        Raises:
-            NotReady: the server does not have the stage's model.
-        """
-        base = self._management or next_port(self._urls[stage])
-        try:
-            with self._connection.call(
-                "GET", f"{base}/models/{stage}", "management", timeout=_CONNECT_SECONDS
-            ) as response:
-                if response.status_code == 404:
-                    raise errors.NotReady(f"{base} has no model {stage}")
-                workers = [worker["status"] for worker in response.json()[0]["workers"]]
-        except (errors.Unreachable, errors.Unauthorized, errors.Stalled, ValueError, LookupError, TypeError):
-            return None
-        return Readiness(stage, workers.count("READY"), len(workers))
-
-    def describe(self, stage: Stage, timeout: float = _CONNECT_SECONDS) -> Description | None:
-        """What a worker of a stage says of itself, or None where it cannot be asked or is busy for too long.
-
-        The question waits in the stage's queue like any request, here for at most `timeout` seconds.
-        """
-        base = self._management or next_port(self._urls[stage])
-        url = f"{base}/models/{stage}?customized=true"
-        try:
-            with self._connection.call("GET", url, "management", timeout=(_CONNECT_SECONDS, timeout)) as response:
-                return Description.model_validate(response.json()[0]["customizedMetadata"])
-        except (errors.CloudVidError, ValueError, LookupError, TypeError):
-            return None
-
-    def check_ready(self, *stages: Stage) -> None:
-        """Return where every stage has a READY worker, or where the endpoints answer and workers cannot be counted.
-
-        Raises:
-            Unreachable: nothing answers at an endpoint's address.
-            Unauthorized: the token is refused.
-            NotReady: a stage has no READY worker.
-        """
-        for stage in stages or tuple(Stage):
-            with self._connection.call(
-                "GET", f"{self._urls[stage]}/ping", "inference", timeout=_CONNECT_SECONDS
-            ) as response:
-                if response.status_code != 200:
-                    raise errors.Unhealthy(
-                        f"{self._urls[stage]}/ping answers {response.status_code}: workers do not come up; "
-                        "the server's log says why"
-                    )
-            readiness = self.readiness(stage)
-            if readiness is not None and not readiness.ready:
-                raise errors.NotReady(
-                    f"{stage} has no worker that is ready, of {readiness.workers}; `cloudvid wait` waits until it has"
-                )
-
-    def is_healthy(self, stage: Stage) -> bool:
-        """Whether the stage's server does not say itself that its workers stay down; True where it says nothing."""
-        try:
-            ping = f"{self._urls[stage]}/ping"
-            with self._connection.call("GET", ping, "inference", timeout=_CONNECT_SECONDS) as response:
-                return response.status_code != 500
-        except errors.CloudVidError:
-            return True
-
-    def wait_until_ready(self, *stages: Stage, timeout: float = 600.0) -> None:
-        """Wait until every stage has a READY worker.
-
-        Raises:
-            ServerUnavailable: not within `timeout` seconds; the last reason.
-        """
-        began = self._clock()
-        unhealthy_since: float | None = None
-        while True:
-            try:
-                return self.check_ready(*stages)
-            except errors.ServerUnavailable as error:
-                now = self._clock()
-                # A key file may not be written yet; a token that is wrong stays wrong.
-                gives_up = timeout
-                if isinstance(error, errors.Unauthorized):
-                    gives_up = min(timeout, _KEY_FILE_SECONDS if self._connection.credentials.key_file else 0.0)
-                if now - began >= gives_up:
-                    raise
-                is_unhealthy = isinstance(error, errors.Unhealthy)
-                unhealthy_since = (unhealthy_since or now) if is_unhealthy else None
-                if unhealthy_since is not None and now - unhealthy_since >= _UNHEALTHY_SECONDS:
-                    raise
-            self._sleep(0.5)
-
-    def _is_local(self) -> bool:
-        urls = [*self._urls.values(), *([self._management] if self._management else [])]
-        return all(urlsplit(url).hostname in _LOOPBACK for url in urls)
 
 
 def _read(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,6 +16,7 @@ from cloudvid.answers import error_body
 from cloudvid.credentials import Api, Credentials
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,14 @@ class _KeepAlive(HTTPAdapter):
         super().init_poolmanager(*arguments, **options)
 
 
-def plain_session() -> requests.Session:
-    """A session that leaves the token to us."""
+def plain_session(ca: str | Path | None = None) -> requests.Session:
+    """A session that leaves the token to us.
+
+    Args:
+        ca: file of the certificates that vouch for a server's own; None: the public ones.
+    """
     session = requests.Session()
+    session.verify = str(ca) if ca else True
     session.trust_env = False  # a ~/.netrc would replace the token, and a proxy would see it
     for scheme in ("http://", "https://"):
         session.mount(scheme, _KeepAlive(pool_maxsize=64, max_retries=0))
@@ -95,6 +102,11 @@ def next_port(url: str) -> str:
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return urlunsplit((parts.scheme, f"{host}:{(parts.port or 8080) + 1}", "", "", ""))
+
+
+def is_local(*urls: str) -> bool:
+    """Whether all of these addresses are of this machine alone."""
+    return all(urlsplit(url).hostname in LOOPBACK for url in urls)
 
 
 def reason(error: requests.RequestException) -> str:

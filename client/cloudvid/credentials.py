@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-RUN_KEY_FILE = Path(".run/key_file.json")
-"""Where `make start` puts the key file, below the folder that cloudvid is started in."""
+from cloudvid.local_server import RUN_KEY_FILE
 
 Api = Literal["inference", "management"]
 

@@ -7,7 +7,8 @@ CloudVidError
 ├── ServerUnavailable       start, wait for or log in to the server
 │   ├── Unreachable
 │   ├── NotReady
-│   │   └── Unhealthy           its workers do not come up
+│   │   ├── Unhealthy           its workers do not come up
+│   │   └── NotScaled           the workers asked for do not come up
 │   └── Unauthorized
 ├── StageError              one request failed; others may succeed
 │   ├── Rejected            the request itself is refused
@@ -18,11 +19,13 @@ CloudVidError
 │   └── BrokenAnswer        cut, or not what its digest says
 │       └── Stalled         no sign of life
 └── OutputError             a file cannot be read or written
+    ├── UnusableFolder      nothing can be written there; nothing was sent
     └── FolderInUse         another cloudvid writes there
 """
 
 from collections.abc import Sequence
 
+from cloudvid.stage_status import StageStatus
 from cloudvid_schema.faults import Fault
 from cloudvid_schema.protocol import ErrorBody
 
@@ -78,6 +81,18 @@ class Unhealthy(NotReady):
     """The server says itself that workers of a model do not come up."""
 
 
+class NotScaled(NotReady):
+    """A stage does not get the workers that it was told to have.
+
+    Attributes:
+        status: the stage as it was left.
+    """
+
+    def __init__(self, message: str, status: StageStatus) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Unauthorized(ServerUnavailable):
     """The token is missing, wrong or expired."""
 
@@ -128,6 +143,10 @@ class OutputError(CloudVidError):
     def __init__(self, message: str, errno: int | None = None) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+class UnusableFolder(OutputError):
+    """The output folder is none, or nothing can be written to it; nothing was sent."""
 
 
 class FolderInUse(OutputError):

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cloudvid.errors import FolderInUse, OutputError
+from cloudvid.errors import FolderInUse, OutputError, UnusableFolder
 from cloudvid.outputs import DISK, Disk, remove_halves, write_all, write_file
 from cloudvid_schema.protocol import Request, Stage
 
@@ -88,7 +88,7 @@ class Manifest:
     Raises:
         FolderInUse: another cloudvid holds the folder. The lock is a courtesy: where it does not work (some network
             file systems), two batches still do each other no damage.
-        OutputError: the folder cannot be used.
+        UnusableFolder: it cannot be made, or written to.
     """
 
     def __init__(self, folder: Path, disk: Disk = DISK) -> None:
@@ -102,7 +102,7 @@ class Manifest:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise OutputError(f"{folder} cannot be used: {error.strerror}") from None
+            raise UnusableFolder(f"{folder} cannot be used: {error.strerror}", error.errno) from None
         try:
             self._take_lock(folder)
             remove_halves(folder)
@@ -186,7 +186,7 @@ def read_records(folder: Path) -> tuple[dict[str, Record], bool]:
     """The records of a folder by scene, and whether the file was one whole line a scene.
 
     Raises:
-        OutputError: the file is there but cannot be read.
+        UnusableFolder: the folder is a file, or the manifest is there but cannot be read.
     """
     records: dict[str, Record] = {}
     is_tidy = True
@@ -203,5 +203,5 @@ def read_records(folder: Path) -> tuple[dict[str, Record], bool]:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise OutputError(f"{folder / NAME} cannot be read: {error.strerror}") from None
+        raise UnusableFolder(f"{folder / NAME} cannot be read: {error.strerror}", error.errno) from None
     return records, is_tidy

@@ -70,7 +70,7 @@ def make_plan(
         force: as in `RenderOptions`.
 
     Raises:
-        OutputError: the manifest is there but cannot be read.
+        UnusableFolder: the manifest is there but cannot be read.
     """
     records, _ = read_records(folder)
     plan = Plan()

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from cloudvid import errors
-from cloudvid.cli import inspect, run, scenes, server, single
+from cloudvid.cli import doctor, inspect, run, scenes, server, single
 
 app = typer.Typer(
     name="cloudvid",
@@ -27,12 +27,15 @@ app.command("image")(single.image)
 app.command("video")(single.video)
 app.command("inspect")(inspect.inspect)
 app.command("gallery")(scenes.gallery)
+app.command("ps")(server.ps)
+app.command("scale")(server.scale)
 app.command("wait")(server.wait)
+app.command("doctor")(doctor.doctor)
 
 
 def exit_code(error: errors.CloudVidError) -> int:
     """The exit code of an error that ended the program."""
-    if isinstance(error, errors.InvalidInput):
+    if isinstance(error, errors.InvalidInput | errors.UnusableFolder):
         return 2
     return 3 if isinstance(error, errors.ServerUnavailable) else 1
 

@@ -21,6 +21,8 @@ def inspect(
     ] = False,
 ) -> None:
     """Show the recipe inside a file."""
+    if not file.exists() or file.is_dir():
+        raise typer.BadParameter(f"{file} is {'no file' if file.exists() else 'not there'}", param_hint="FILE")
     recipe = read_recipe(file)
     if recipe is None:
         raise OutputError(f"{file} holds no recipe of CloudVid's")

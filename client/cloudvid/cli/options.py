@@ -15,11 +15,19 @@ from cloudvid.connection import DEFAULT_SERVER
 Command = Callable[..., None]
 SceneFile = Annotated[Path | None, typer.Argument(metavar="SCENES", help="JSON file of scenes.", show_default=False)]
 OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder for the pictures and clips.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _SERVER_OPTIONS: dict[str, tuple[Any, Any]] = {
     "server": (
-        Annotated[str, typer.Option("--server", envvar="CLOUDVID_SERVER", help="Address of the model server.")],
-        DEFAULT_SERVER,
+        Annotated[
+            str | None,
+            typer.Option(
+                "--server",
+                envvar="CLOUDVID_SERVER",
+                help=f"Address of the model server; default: what `make start` runs here, else {DEFAULT_SERVER}.",
+            ),
+        ],
+        None,
     ),
     "t2i_url": (
         Annotated[
@@ -50,6 +58,19 @@ _SERVER_OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
     "token": (
         Annotated[str | None, typer.Option("--token", envvar="CLOUDVID_TOKEN", help="Token for the endpoints.")],
+        None,
+    ),
+    "ca": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--ca",
+                envvar="CLOUDVID_CA",
+                exists=True,
+                dir_okay=False,
+                help="Certificates that vouch for a server's own, where the public ones do not.",
+            ),
+        ],
         None,
     ),
     "key_file": (

@@ -17,7 +17,7 @@ from cloudvid.cli.options import OutputDir, SceneFile, takes_client
 from cloudvid.cli.tally import Tally
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView, View
 from cloudvid.client import Client
-from cloudvid.errors import CloudVidError
+from cloudvid.errors import CloudVidError, UnusableFolder
 from cloudvid.events import BatchFinished
 from cloudvid.render_options import RenderOptions
 from cloudvid.scenes import Scene, read_scenes
@@ -111,6 +111,8 @@ def _render(scenes: list[Scene], client: Client, output_dir: Path, options: Rend
         view.close()
         print(f"interrupted; to go on:\n  {resume_command(sys.argv)}", file=sys.stderr)
         return 130
+    except UnusableFolder:
+        raise
     except CloudVidError:
         view.close()
         print(f"to go on:\n  {resume_command(sys.argv)}", file=sys.stderr)

@@ -8,13 +8,16 @@ import typer
 
 from cloudvid.cli.options import OutputDir, SceneFile, takes_client
 from cloudvid.client import Client
-from cloudvid.errors import OutputError
+from cloudvid.errors import CloudVidError
 from cloudvid.gallery import write_gallery
 from cloudvid.manifest import read_records
 from cloudvid.outputs import DISK, write_file
 from cloudvid.planning import make_plan
 from cloudvid.scenes import EXAMPLE, Scene, read_scenes, scene_schema
+from cloudvid.stage_status import StageStatus
 from cloudvid_schema.protocol import Stage
+
+_PATIENCE_SECONDS = 10.0
 
 
 def _read(scenes: Path | None) -> list[Scene]:
@@ -39,7 +42,9 @@ def plan(
 ) -> None:
     """Show what a run would make and skip, and why, and how long it would take."""
     batch = _read(scenes)
-    descriptions = {stage: client.describe(stage) for stage in Stage}
+    found = {stage: _ask(client, stage) for stage in Stage}
+    seen = {stage: status for stage, status in found.items() if isinstance(status, StageStatus)}
+    descriptions = {stage: status.description for stage, status in seen.items()}
     made = make_plan(batch, output_dir, descriptions, embed_recipe=metadata, force=force)
     width = max(len(scene.id) for scene in batch)
     for stage in made.stages:
@@ -47,15 +52,37 @@ def plan(
         print(f"{stage.scene:<{width}}  {stage.stage}  {what}")
     for warning in made.warnings:
         print(f"note: {warning}")
-    counts = [client.readiness(stage) for stage in Stage] if any(descriptions.values()) else []
-    seconds = made.seconds({count.stage: count.ready for count in counts if count})
+    seconds = made.seconds({stage: status.ready for stage, status in seen.items()})
     running = sum(stage.reason is not None for stage in made.stages)
     text = f"{running} of {len(made.stages)} files to make, {made.steps} steps"
     if seconds is None:
-        text += "; no estimate: the server cannot be asked, or has measured nothing yet"
+        text += f"; no estimate: {_why_no_estimate(found)}"
     elif running:
         text += f"; about {seconds:.0f} s at the server's own pace"
     print(text)
+
+
+def _ask(client: Client, stage: Stage) -> StageStatus | CloudVidError:
+    try:
+        return client.status(stage, patience=_PATIENCE_SECONDS)
+    except CloudVidError as error:
+        return error
+
+
+def _why_no_estimate(found: dict[Stage, StageStatus | CloudVidError]) -> str:
+    """What keeps each stage from saying how fast it is."""
+    errors = [str(seen) for seen in found.values() if isinstance(seen, CloudVidError)]
+    reasons = errors[:1]  # of two stages of one server they are alike
+    for stage, seen in found.items():
+        if isinstance(seen, CloudVidError):
+            continue
+        if not seen.ready:
+            reasons.append(f"{stage} has no worker that is ready, of {len(seen.workers)}")
+        elif seen.description is None:
+            reasons.append(f"the workers of {stage} are all busy")
+        elif not seen.description.seconds:
+            reasons.append(f"{stage} has measured nothing yet; its first request changes that")
+    return "; ".join(reasons)
 
 
 def gallery(scenes: SceneFile = None, output_dir: OutputDir = Path("output")) -> None:
@@ -70,7 +97,7 @@ def init(
 ) -> None:
     """Write an example scene file to begin with."""
     if path.exists() and not force:
-        raise OutputError(f"{path} is there already; --force replaces it")
+        raise typer.BadParameter(f"{path} is there already; --force replaces it", param_hint="PATH")
     write_file(path, EXAMPLE.encode())
     print(f"{path} written; `cloudvid run {path}` makes it, `cloudvid schema` helps an editor complete it")
 

@@ -22,6 +22,7 @@ def image(
     output: Output = Path("image.png"),
 ) -> None:
     """Make one picture from a prompt."""
+    _check_suffix(output, ".png")
     _report(client.text_to_image(prompt, **parameters), output)
 
 
@@ -34,7 +35,14 @@ def video(
     output: Output = Path("video.mp4"),
 ) -> None:
     """Make one clip from a picture."""
+    _check_suffix(output, ".mp4")
     _report(client.image_to_video(picture, **parameters), output)
+
+
+def _check_suffix(output: Path, suffix: str) -> None:
+    """Refuse a name that says something else than what the file will be."""
+    if output.suffix.lower() not in (suffix, ""):
+        raise typer.BadParameter(f"must end with {suffix}, which the file will be, got {output}", param_hint="--output")
 
 
 def _report(result: Generated, output: Path) -> None:

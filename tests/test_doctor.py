@@ -1,0 +1,201 @@
+"""doctor: its checks of ports, key and endpoints, and the command."""
+
+import json
+import os
+import socket
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fake_management import Fake, worker
+from fake_server import Answer, error, fake_server
+from places import levels, place
+from test_cli import cloudvid
+from test_client import closed_port
+
+from cloudvid import Client
+from cloudvid.doctor import CHECKS, Finding, examine, machine, server
+
+
+def six_ports():
+    """The first of six ports that are free now."""
+    for _ in range(50):
+        port = closed_port()
+        if port < 65000 and all(server._is_free(other) for other in range(port, port + 6)):
+            return port
+    raise AssertionError("no six free ports")
+
+
+def test_ports_are_free_or_the_servers_or_somebody_elses(tmp_path):
+    port = six_ports()
+    here = place(tmp_path, url=f"http://127.0.0.1:{port}")
+    assert levels(server.ports(here)) == ["ok"]
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port + 2))
+        other.listen()
+        (finding,) = server.ports(here)
+        assert (finding.level, finding.found) == ("problem", f"another program holds port {port + 2}")
+        assert "PORT=" in finding.remedy
+        (tmp_path / ".run").mkdir()
+        (tmp_path / ".run/server.json").write_text(json.dumps({"pid": os.getpid(), "port": port}))
+        assert levels(server.ports(here)) == ["ok"]
+    with fake_server(Fake()) as fake:
+        assert levels(server.ports(place(tmp_path, url=fake.url))) == ["ok"]
+    with fake_server(lambda seen: Answer(404)) as fake:
+        assert levels(server.ports(place(tmp_path, url=fake.url))) == ["problem"]
+    assert list(server.ports(place(tmp_path, url="http://gpu.example:8080"))) == [], "not this machine's"
+
+
+def key_file(path, expires, mode=0o600):
+    times = {
+        name: {"key": "k", "expiration time": f"{expires:%Y-%m-%dT%H:%M:%S}.123456789Z"}
+        for name in ("inference", "management")
+    }
+    path.write_text(json.dumps(times | {"API": {"key": "k"}}))
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("hours", "mode", "expected", "words"),
+    [
+        (24, 0o600, ["ok"], "for the owner alone"),
+        (24, 0o644, ["problem"], "can be read by others (mode 0644)"),
+        (0.5, 0o600, ["note"], "expire in 2"),
+        (-1, 0o600, ["problem"], "have expired"),
+    ],
+)
+def test_the_key_file_is_the_owners_alone_and_lasts(hours, mode, expected, words, tmp_path):
+    path = key_file(tmp_path / "key_file.json", datetime.now(UTC) + timedelta(hours=hours), mode)
+    findings = list(server.key(place(tmp_path, client=Client("http://gpu:8080", key_file=path))))
+    assert levels(findings) == expected
+    assert words in findings[0].found
+    assert "k" not in findings[0].found.split(), "no key is shown"
+
+
+def test_a_key_file_that_is_none_or_not_there_is_a_problem_and_no_key_at_all_a_note(tmp_path):
+    path = tmp_path / "key_file.json"
+    assert levels(server.key(place(tmp_path, client=Client("http://gpu:8080", key_file=path)))) == ["problem"]
+    path.write_text("[]")
+    assert levels(server.key(place(tmp_path, client=Client("http://gpu:8080", key_file=path)))) == ["problem"]
+    assert levels(server.key(place(tmp_path, client=Client("http://gpu:8080")))) == ["note"]
+    assert levels(server.key(place(tmp_path, client=Client("http://gpu:8080", token="t")))) == ["ok"]
+
+
+def at(fake, tmp_path):
+    return place(tmp_path, client=Client(fake.url, management=fake.url, token="t"))
+
+
+def said(findings):
+    return [(finding.check, finding.level, finding.unavailable) for finding in findings]
+
+
+def test_the_endpoints_are_asked_as_a_client_would(tmp_path):
+    fake = Fake()
+    with fake_server(fake) as running:
+        findings = list(server.endpoints(at(running, tmp_path)))
+        assert said(findings) == [("server", "ok", False), ("endpoints", "ok", False), ("endpoints", "ok", False)]
+        assert findings[1].found == "t2i: 1 of 1 worker ready, 0 requests wait, model@1234567890abcdef"
+        fake.version = "9.9"
+        assert "archive is version 9.9" in list(server.endpoints(at(running, tmp_path)))[-1].found
+        fake.version = "0.1.0"
+        fake.workers["t2i"], fake.workers["i2v"] = [], [worker(9001, "UNLOADING")]
+        findings = list(server.endpoints(at(running, tmp_path)))
+        assert said(findings) == [
+            ("server", "ok", False),
+            ("endpoints", "problem", True),
+            ("endpoints", "problem", True),
+        ]
+        assert "`cloudvid scale t2i 1`" in findings[1].remedy
+        assert "`cloudvid wait`" in findings[2].remedy
+        fake.workers, fake.ping = {"t2i": [worker(9000), worker(9002, "UNLOADING")], "i2v": [worker(9001)]}, 500
+        findings = list(server.endpoints(at(running, tmp_path)))
+        assert ("endpoints", "problem", False) in said(findings)
+        assert sum("given a worker up" in finding.found for finding in findings) == 1
+        del fake.workers["i2v"]
+        assert "--i2v-url" in list(server.endpoints(at(running, tmp_path)))[-1].remedy
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "words"),
+    [
+        (
+            error(400, "InvalidKeyException", "Token Authorization failed."),
+            ("server", "problem", True),
+            "refuses the token given",
+        ),
+        (Answer(404), ("server", "problem", True), "/ping answers 404"),
+    ],
+)
+def test_a_server_that_is_another_or_refuses_the_token_is_a_problem(answer, expected, words, tmp_path):
+    with fake_server(lambda seen: answer) as fake:
+        findings = list(server.endpoints(at(fake, tmp_path)))
+    assert said(findings) == [expected], "said once, not once a stage"
+    assert words in findings[0].found
+
+
+def test_a_server_that_is_not_there_or_hides_its_workers(tmp_path):
+    away = Client(f"http://127.0.0.1:{closed_port()}", token="t")
+    (finding,) = {finding.found: finding for finding in server.endpoints(place(tmp_path, client=away))}.values()
+    assert (finding.level, finding.unavailable, "make start" in finding.remedy) == ("problem", True, True)
+    with fake_server(lambda seen: Answer()) as proxy:
+        hidden = Client(proxy.url, management=f"http://127.0.0.1:{closed_port()}", token="t")
+        findings = list(server.endpoints(place(tmp_path, client=hidden)))
+    assert said(findings) == [("server", "ok", False), ("endpoints", "note", False), ("endpoints", "note", False)]
+
+
+def test_a_check_that_fails_itself_is_a_finding_and_stops_no_other(tmp_path):
+    def broken(place):
+        raise OSError("no such luck")
+
+    findings = list(examine(place(tmp_path), [broken, machine.python]))
+    assert [(finding.check, finding.level) for finding in findings] == [("broken", "problem"), ("python", "ok")]
+    assert len({check.__name__ for check in CHECKS}) == len(CHECKS) == 12
+
+
+@pytest.mark.parametrize(
+    ("findings", "code"),
+    [
+        ([("ok", False), ("note", False)], 0),
+        ([("problem", False), ("ok", False)], 1),
+        ([("problem", True), ("problem", False)], 3),
+    ],
+)
+def test_the_exit_code_says_whether_the_server_takes_requests(findings, code):
+    from cloudvid.cli.doctor import exit_code
+
+    made = [Finding(check="c", level=level, found="f", unavailable=unavailable) for level, unavailable in findings]
+    assert exit_code(made) == code
+
+
+def test_doctor_without_a_server_names_the_remedy_and_is_exit_code_3(tmp_path):
+    url = f"http://127.0.0.1:{closed_port()}"
+    done = cloudvid("doctor", "--server", url, cwd=tmp_path)
+    document = cloudvid("doctor", "--server", url, "--json", cwd=tmp_path)
+    assert done.returncode == document.returncode == 3, done.stderr
+    assert f"problem  server: nothing answers at {url}/ping: Connection refused\n         -> start it" in done.stdout
+    assert "problem" in done.stdout.splitlines()[-1]
+    findings = [Finding.model_validate(finding) for finding in json.loads(document.stdout)["findings"]]
+    assert {finding.check for finding in findings} >= {
+        "python",
+        "java",
+        "torch",
+        "driver",
+        "disk",
+        "ffmpeg",
+        "key",
+        "server",
+    }
+
+
+def test_doctor_finds_no_problem_with_a_server_that_runs(server, tmp_path):
+    (tmp_path / ".run").symlink_to(server.process.run_dir)
+    done = cloudvid("doctor", "--json", cwd=tmp_path)
+    findings = json.loads(done.stdout)["findings"]
+    assert [finding for finding in findings if finding["level"] == "problem"] == []
+    assert done.returncode == 0
+    by_check = {finding["check"]: finding["found"] for finding in findings if finding["level"] == "ok"}
+    assert f"ports {server.process.port} to {server.process.port + 5} are this folder's server's" in by_check["ports"]
+    assert "1 of 1 worker ready" in by_check["endpoints"]
+    assert "for the owner alone" in by_check["key"]
+    assert by_check["java"].startswith("Java ")
+    assert by_check["ffmpeg"].startswith("ffmpeg version")

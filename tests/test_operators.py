@@ -1,0 +1,279 @@
+"""ps, scale and wait, as an operator sees them; and the real server, scaled under load."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import psutil
+import pytest
+from conftest import ROOT
+from fake_management import Fake, worker
+from fake_server import fake_server
+from folders import write_scenes
+from test_cli import cloudvid
+from test_client import closed_port
+from test_management import rows
+from test_server_faults import batch, pictures_and_clips
+from torchserve_process import Server, free_port
+
+from cloudvid import Client, render
+from cloudvid.events import StageProgress
+from cloudvid_schema.protocol import Stage
+
+
+def at(server):
+    return {"CLOUDVID_SERVER": server.url, "CLOUDVID_MANAGEMENT": server.url, "CLOUDVID_TOKEN": "t"}
+
+
+def test_ps_shows_a_row_a_stage_and_what_has_to_be_said(tmp_path):
+    fake = Fake(t2i=())
+    fake.ping = 500
+    with fake_server(fake) as server:
+        done = cloudvid("ps", cwd=tmp_path, environment=at(server))
+        one = cloudvid("ps", "--stage", "i2v", "--json", cwd=tmp_path, environment=at(server))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert rows("\n".join(lines[:3]))["t2i"]["workers"] == "none"
+    assert rows("\n".join(lines[:3]))["i2v"]["workers"] == "1 ready"
+    assert lines[3] == "t2i has no workers: its requests are refused; `cloudvid scale t2i 1` starts one"
+    assert "was given up" in lines[4]
+    assert len(lines) == 5
+    (stage,) = json.loads(one.stdout)["stages"]
+    assert (stage["stage"], stage["ready"], stage["unhealthy"]) == ("i2v", 1, True)
+    assert stage["description"]["model"] == "model@1234567890abcdef"
+
+
+def test_ps_of_a_server_that_is_not_there_says_so_and_is_exit_code_3(tmp_path):
+    url = f"http://127.0.0.1:{closed_port()}"
+    with fake_server(Fake()) as server:
+        arguments = ["--management", url, "--server", server.url, "--token", "t"]
+        done = cloudvid("ps", *arguments, cwd=tmp_path)
+        document = cloudvid("ps", "--json", *arguments, cwd=tmp_path)
+    assert done.returncode == document.returncode == 3
+    assert rows("\n".join(done.stdout.splitlines()[:3]))["t2i"]["workers"] == "unknown"
+    assert f"t2i: nothing answers at {url}/models/t2i: Connection refused" in done.stdout
+    assert all("Connection refused" in stage["error"] for stage in json.loads(document.stdout)["stages"])
+
+
+def test_watching_shows_the_stages_again_until_it_is_interrupted(tmp_path):
+    fake = Fake()
+    with fake_server(fake) as server:
+        command = [sys.executable, "-m", "cloudvid.cli", "ps", "--watch", "0.1", "--json"]
+        with subprocess.Popen(
+            command, cwd=tmp_path, env=os.environ | at(server), stdout=subprocess.PIPE, text=True
+        ) as process:
+            first = json.loads(process.stdout.readline())
+            fake.workers["t2i"].append(worker(9002))
+            while len(json.loads(process.stdout.readline())["stages"][0]["workers"]) < 2:
+                pass
+            process.send_signal(signal.SIGINT)
+            process.stdout.read()
+            assert process.wait(timeout=30) == 130
+    assert first["stages"][0]["ready"] == 1
+
+
+def test_scale_shows_how_it_goes_and_ends_with_the_workers(tmp_path):
+    fake = Fake()
+    with fake_server(fake) as server:
+        done = cloudvid("scale", "i2v", 2, cwd=tmp_path, environment=at(server))
+        document = cloudvid("scale", "i2v", 0, "--json", cwd=tmp_path, environment=at(server))
+        over = cloudvid("scale", "i2v", 65, cwd=tmp_path, environment=at(server))
+    assert (done.returncode, document.returncode, over.returncode) == (0, 0, 2)
+    assert done.stdout.startswith("i2v: 2 ready (")
+    told = json.loads(document.stdout)
+    assert (told["scaled"], told["workers"], told["stage"]) == (True, [], "i2v")
+    assert over.stderr.startswith("error: workers: must be 0 to 64")
+
+
+def test_scale_that_fails_is_exit_code_3_with_the_remedy_and_the_state(tmp_path):
+    fake = Fake(new=lambda number: worker(number, "UNLOADING", pid=-1))
+    with fake_server(fake) as server:
+        done = cloudvid("scale", "i2v", 2, "--timeout", 0, "--json", cwd=tmp_path, environment=at(server))
+    assert done.returncode == 3
+    told = json.loads(done.stdout)
+    assert (told["scaled"], told["ready"], told["loading"]) == (False, 1, 1)
+    assert "1 of 2 workers ready after 0 s" in told["error"]
+    assert done.stderr.splitlines()[-1] == f"error: {told['error']}"
+
+
+def test_wait_as_json_says_what_is_ready_or_why_not(tmp_path):
+    fake = Fake()
+    with fake_server(fake) as server:
+        ready = cloudvid("wait", "--json", cwd=tmp_path, environment=at(server))
+        fake.workers["t2i"] = []
+        not_ready = cloudvid("wait", "--json", "--timeout", 0, cwd=tmp_path, environment=at(server))
+        one = cloudvid("wait", "--stage", "i2v", cwd=tmp_path, environment=at(server))
+    assert (ready.returncode, json.loads(ready.stdout)["ready"]) == (0, True)
+    told = json.loads(not_ready.stdout)
+    assert (not_ready.returncode, told["ready"]) == (3, False)
+    assert "t2i has no worker that is ready, of 0" in told["error"]
+    assert (one.returncode, one.stdout) == (0, "i2v is ready\n")
+
+
+def test_no_estimate_comes_with_the_reason(tmp_path):
+    fake = Fake(t2i=())
+    fake.description["seconds"] = {}
+    path = write_scenes(tmp_path / "scenes.json", 1)
+    with fake_server(fake) as server:
+        done = cloudvid("plan", path, cwd=tmp_path, environment=at(server))
+        fake.pending["i2v"] = 1
+        busy = cloudvid("plan", path, cwd=tmp_path, environment=at(server))
+    away = cloudvid("plan", path, "--server", f"http://127.0.0.1:{closed_port()}", cwd=tmp_path)
+    assert "no estimate: t2i has no worker that is ready, of 0; i2v has measured nothing yet" in done.stdout
+    assert "the workers of i2v are all busy" in busy.stdout
+    assert away.stdout.count("nothing answers") == 1
+
+
+def test_the_server_that_was_started_here_is_found_on_whatever_port(tmp_path):
+    with fake_server(Fake()) as server:
+        port = server.server_address[1]
+        (tmp_path / ".run").mkdir()
+        (tmp_path / ".run/server.json").write_text(json.dumps({"pid": os.getpid(), "port": port}))
+        arguments = ["ps", "--management", server.url, "--token", "t"]
+        found = cloudvid(*arguments, cwd=tmp_path)
+        assert found.returncode == 0
+        assert "1 ready" in found.stdout
+        assert any(seen.path == "/ping" for seen in server.seen)
+        named = cloudvid("wait", "--timeout", 0, "--server", f"http://127.0.0.1:{closed_port()}", cwd=tmp_path)
+        assert named.returncode == 3, "a flag comes first"
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    (tmp_path / ".run/server.json").write_text(json.dumps({"pid": int(gone.stdout), "port": port}))
+    assert "127.0.0.1:8080" in cloudvid("wait", "--timeout", 0, cwd=tmp_path).stderr
+
+
+class Sampler:
+    """Looks at both stages again and again, and holds what it sees against what is known to be so.
+
+    `known` has a stage's number of workers while nobody changes it, None meanwhile.
+    """
+
+    def __init__(self, client):
+        self.client, self.known = client, dict.fromkeys(Stage, 1)
+        self.looks, self.faults = 0, []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self):
+        while not self._stop.wait(0.1):
+            for stage in Stage:
+                before = self.known[stage]
+                try:
+                    seen = self.client.status(stage, patience=0.1)
+                except Exception as error:
+                    self.faults.append(repr(error))
+                    continue
+                self.looks += 1
+                if before == self.known[stage] is not None and not (seen.ready == len(seen.workers) == before):
+                    self.faults.append((before, seen))
+
+
+def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, tmp_path):
+    """Each change is made while a request of that stage is in a worker's hands."""
+    scenes = batch(8)
+    list(render(scenes, server.client(), tmp_path / "undisturbed"))
+    picture = (tmp_path / "undisturbed/s0_base_image.png").read_bytes()
+    client = server.client()
+
+    def scale(stage, workers):
+        sampler.known[stage] = None
+        seen = client.scale(stage, workers, max_workers=64, timeout=200)
+        sampler.known[stage] = workers
+        assert (seen.ready, len(seen.workers)) == (workers, workers)
+
+    def stop_and_start_t2i():
+        scale(Stage.T2I, 0)
+        clip = client.image_to_video(picture, num_frames=3, num_inference_steps=2)
+        assert clip.model.startswith("cloudvid-tiny-i2v"), "the other stage goes on"
+        scale(Stage.T2I, 1)
+
+    changes = iter(
+        [
+            (Stage.I2V, lambda: scale(Stage.I2V, 2)),
+            (Stage.T2I, stop_and_start_t2i),
+            (Stage.I2V, lambda: scale(Stage.I2V, 1)),
+            (Stage.I2V, lambda: scale(Stage.I2V, 0) or scale(Stage.I2V, 1)),
+        ]
+    )
+    change, finished = next(changes), None
+    try:
+        with Sampler(server.client()) as sampler:
+            for event in render(scenes, client, tmp_path / "out", wait=lambda attempt: 0.5):
+                is_running = isinstance(event, StageProgress) and event.phase == "denoise" and event.step < event.steps
+                if is_running and change and event.stage is change[0]:
+                    change[1]()
+                    change = next(changes, None)
+                finished = event
+        assert change is None, "every change was made"
+        assert (finished.done, finished.failed) == (8, 0)
+        assert pictures_and_clips(tmp_path / "out") == pictures_and_clips(tmp_path / "undisturbed")
+        assert sampler.faults == []
+        assert sampler.looks > 10
+    finally:
+        for stage in Stage:
+            client.scale(stage, 1, max_workers=64, timeout=200)
+
+
+def test_a_dead_worker_is_not_shown_as_ready_for_a_moment(server):
+    client = server.client()
+    (pid,) = server.pids("t2i")
+    os.kill(pid, signal.SIGKILL)
+    psutil.Process(pid).wait(timeout=30) if psutil.pid_exists(pid) else None
+    while psutil.pid_exists(pid):
+        pass
+    seen = client.status(Stage.T2I)
+    assert seen.ready == 0
+    assert seen.description is None
+    client.wait_until_ready(timeout=120)
+    assert client.status(Stage.T2I).ready == 1
+
+
+def test_the_commands_work_with_the_real_server(server, tmp_path):
+    run = {"cwd": tmp_path, "environment": server.environment}
+    seen = cloudvid("ps", **run)
+    assert seen.returncode == 0, seen.stderr
+    assert [row["workers"] for row in rows(seen.stdout).values()] == ["1 ready", "1 ready"]
+    assert rows(seen.stdout)["i2v"]["model"].startswith("cloudvid-tiny-i2v@")
+    scaled = cloudvid("scale", "t2i", 1, "--max-workers", 64, "--json", **run)
+    assert json.loads(scaled.stdout)["scaled"], scaled.stderr
+    waited = cloudvid("wait", "--json", **run)
+    assert json.loads(waited.stdout)["ready"], waited.stderr
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_load_its_model_is_told_with_the_reason_and_taken_back(tmp_path, tiny_models, model_store):
+    models = {stage: shutil.copytree(path, tmp_path / path.name) for stage, path in tiny_models.items()}
+    process = Server(tmp_path / "run", free_port())
+    environment = os.environ | {f"CLOUDVID_{stage.upper()}_MODEL": str(path) for stage, path in models.items()}
+    start = [sys.executable, str(ROOT / "deploy/server.py"), "start", "--run-dir", str(process.run_dir)]
+    start += ["--port", str(process.port), "--model-store", str(model_store)]
+    subprocess.run(start, env=environment, check=True, timeout=120)
+    try:
+        client = Client(process.url, key_file=process.run_dir / "key_file.json")
+        client.wait_until_ready(timeout=120)
+        models["i2v"].rename(tmp_path / "away")
+        at_it = {"CLOUDVID_SERVER": process.url, "CLOUDVID_KEY_FILE": str(process.run_dir / "key_file.json")}
+        done = cloudvid("scale", "i2v", 2, cwd=tmp_path, environment=at_it)
+        assert done.returncode == 3
+        first, *_, last = done.stderr.splitlines()
+        assert "died 2 times while it loaded: SettingsError: model directory" in first
+        assert last == "error: i2v is back to 1 worker"
+        client.check_ready()
+        assert client.ping(Stage.I2V) == 200
+        (tmp_path / "away").rename(models["i2v"])
+        assert client.scale(Stage.I2V, 2, timeout=200).ready == 2
+    finally:
+        process.stop()
