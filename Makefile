@@ -4,6 +4,7 @@ BIN := .venv/bin
 PROFILE ?= auto
 SCENES ?= examples/input_scenes.json
 OUT ?= output
+TOKENS ?= tokens
 ifdef T2I_MODEL
 export CLOUDVID_T2I_MODEL := $(T2I_MODEL)
 endif
@@ -13,7 +14,7 @@ endif
 SERVER := $(BIN)/python deploy/server.py
 START := --profile $(PROFILE) $(if $(PORT),--port $(PORT))
 
-.PHONY: help setup archives weights run serve start stop test lint bench clean
+.PHONY: help setup archives weights run serve start stop proxy test lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -58,6 +59,9 @@ start: archives ## start the server behind
 
 stop: ## stop what `make start` started
 	@test ! -x $(BIN)/python || $(SERVER) stop $(if $(PORT),--port $(PORT))
+
+proxy: setup ## nginx before the server: TOKENS=file; its other options: deploy/proxy.py --help
+	@$(BIN)/python deploy/proxy.py --tokens '$(TOKENS)'
 
 test: .venv/.dev archives ## all tests
 	@$(BIN)/pytest

@@ -7,10 +7,12 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from torchserve_process import STAGES
+
 _ROOT = Path(__file__).resolve().parent.parent
-_STAGES = ("t2i", "i2v")
 PROFILES = ("auto", "tiny", "real")
 
 
@@ -18,34 +20,35 @@ class ModelsError(RuntimeError):
     """The models cannot be had; the message says why."""
 
 
-def choose_models(profile: str) -> dict[str, str]:
+def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str]:
     """Have the models of a profile at hand, and the environment variables that name them.
 
     Args:
         profile: `real` fetches what the archives' YAML names, `tiny` makes small random ones, `auto` is `real`
             where torch sees a CUDA GPU, else `tiny`.
+        stages: whose models.
 
     Raises:
         ModelsError: the weights cannot be fetched or made.
     """
-    unnamed = [stage for stage in _STAGES if not os.environ.get(f"CLOUDVID_{stage.upper()}_MODEL")]
+    unnamed = [stage for stage in stages if not os.environ.get(f"CLOUDVID_{stage.upper()}_MODEL")]
     if profile == "auto" and unnamed:
         profile = "real" if _has_gpu() else "tiny"
         print(f"profile {profile}: torch sees {'a' if profile == 'real' else 'no'} CUDA GPU", flush=True)
     # The workers start in another folder than this one.
-    chosen = {stage: os.environ[f"CLOUDVID_{stage.upper()}_MODEL"] for stage in _STAGES if stage not in unnamed}
+    chosen = {stage: os.environ[f"CLOUDVID_{stage.upper()}_MODEL"] for stage in stages if stage not in unnamed}
     named = {
         f"CLOUDVID_{stage.upper()}_MODEL": str(Path(model).expanduser().absolute())
         for stage, model in chosen.items()
         if Path(model).expanduser().is_dir()
     }
     if profile == "tiny" and unnamed:
-        folders = {stage: _tiny_folder() / f"cloudvid-tiny-{stage}" for stage in _STAGES}
+        folders = {stage: _tiny_folder() / f"cloudvid-tiny-{stage}" for stage in STAGES}
         if not all(folder.is_dir() for folder in folders.values()):
             _run("cloudvid_stages.tiny", str(_tiny_folder()))
         named |= {f"CLOUDVID_{stage.upper()}_MODEL": str(folders[stage]) for stage in unnamed}
         print("the tiny models have random weights: what they make is noise (PROFILE=real takes real ones)", flush=True)
-    fetched = [stage for stage in _STAGES if stage not in unnamed or profile == "real"]
+    fetched = [stage for stage in stages if stage not in unnamed or profile == "real"]
     if fetched:
         _run("cloudvid_stages.weights", *fetched, "--settings", str(_ROOT / "handlers"))
     return named

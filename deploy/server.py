@@ -15,7 +15,7 @@ from types import FrameType
 
 from java import JavaError, java_home
 from profiles import PROFILES, ModelsError, choose_models
-from torchserve_process import Server, ServerError, free_port, running_in
+from torchserve_process import PORTS, STAGES, Server, ServerError, free_port, running_in
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RUN_DIR = _ROOT / ".run"
@@ -115,10 +115,10 @@ def _with(server: Server, model_store: Path, command: list[str]) -> int:
             return 130
 
 
-def _once(port: int, model_store: Path, client: list[str]) -> int:
+def _once(port: int, stages: tuple[str, ...], model_store: Path, client: list[str]) -> int:
     """`with`: a server in a folder of its own, which is left behind only where something failed."""
     _RUN_DIR.mkdir(exist_ok=True, mode=0o700)
-    server = Server(Path(tempfile.mkdtemp(prefix="once-", dir=_RUN_DIR)), port)
+    server = Server(Path(tempfile.mkdtemp(prefix="once-", dir=_RUN_DIR)), port, stages)
     code = 1
     try:
         code = _with(server, model_store, client)
@@ -132,8 +132,9 @@ def _once(port: int, model_store: Path, client: list[str]) -> int:
 
 def _port(text: str) -> int:
     port = int(text)
-    if not 0 < port <= 65531:
-        raise argparse.ArgumentTypeError(f"must be 1 to 65531, got {port}")
+    last = 65536 - PORTS
+    if not 0 < port <= last:
+        raise argparse.ArgumentTypeError(f"must be 1 to {last}, got {port}")
     return port
 
 
@@ -143,7 +144,10 @@ def main() -> int:
     parser.add_argument("action", choices=["serve", "start", "stop", "with", "java"])
     parser.add_argument("--run-dir", type=Path, default=_RUN_DIR, help="for serve, start and stop")
     parser.add_argument(
-        "--port", type=_port, help="default 8080; for `with` a free one; the four above it are used too"
+        "--port", type=_port, help="default 8080; for `with` a free one; the five above it are used too"
+    )
+    parser.add_argument(
+        "--stage", choices=STAGES, action="append", help="serve this stage alone (repeatable; default: both)"
     )
     parser.add_argument("--profile", choices=PROFILES, default="auto", help="which models, where none is named")
     parser.add_argument("--model-store", type=Path, default=_ROOT / "model_store")
@@ -158,11 +162,12 @@ def main() -> int:
             return 0
         if options.action == "stop":
             return _stop(options.run_dir.absolute(), options.port)
-        os.environ.update(choose_models(options.profile))
+        stages = tuple(stage for stage in STAGES if stage in (options.stage or STAGES))
+        os.environ.update(choose_models(options.profile, stages))
         port = options.port or (free_port() if options.action == "with" else 8080)
         if options.action == "with":
-            return _once(port, options.model_store, client)
-        server = Server(options.run_dir.absolute(), port)
+            return _once(port, stages, options.model_store, client)
+        server = Server(options.run_dir.absolute(), port, stages)
         return (_start if options.action == "start" else _serve)(server, options.model_store)
     except (ServerError, JavaError, ModelsError) as error:
         print(f"error: {error}", file=sys.stderr)

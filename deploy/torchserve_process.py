@@ -7,6 +7,7 @@ that it works beside another TorchServe on the same host, and a process group of
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -19,8 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from exporter import EXPORTER
 from java import java_home
 
+STAGES = ("t2i", "i2v")
+PORTS = EXPORTER + 1
+"""In a row: inference, management, metrics, two for gRPC, and the exporter's."""
 _ROOT = Path(__file__).resolve().parent.parent
 _STOP_SECONDS = 20
 _SOCKET_PATH = 100  # bytes; Linux allows 108 for a Unix socket, of which `/.ts.sock.9000` takes some
@@ -44,14 +49,12 @@ def _free(ports: Sequence[int]) -> bool:
 
 
 def free_port() -> int:
-    """A port that is free together with the four above it: inference, management, metrics and two for gRPC."""
-    for _ in range(200):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port < 65000 and _free(range(port, port + 5)):
-            return int(port)
-    raise ServerError("no five free ports in a row on 127.0.0.1")
+    """A port that is free together with the five above it."""
+    # Below the range from which the kernel takes ports for outgoing connections: those come and go.
+    for port in random.sample(range(20_000, 32_000, 10), 200):
+        if _free(range(port, port + PORTS)):
+            return port
+    raise ServerError("no six free ports in a row on 127.0.0.1")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Server:
     run_dir: Path
     """Absolute."""
     port: int
+    stages: tuple[str, ...] = STAGES
+    """Which it serves."""
 
     @property
     def url(self) -> str:
@@ -78,27 +83,29 @@ class Server:
         return self.run_dir / "server.json"
 
     def spawn(self, model_store: Path, foreground: bool = False) -> subprocess.Popen[bytes]:
-        """Start TorchServe in a process group of its own.
+        """Start TorchServe, with the exporter beside it, in a process group of its own.
 
         Raises:
             ServerError: no Java, no archives, a port that is taken, or a server that runs already.
         """
         if running := running_in(self.run_dir):
             raise ServerError(f"a server runs already on {running.url} (make stop ends it)")
-        for stage in ("t2i", "i2v"):
+        for stage in self.stages:
             if not (model_store / f"{stage}.mar").is_file():
                 raise ServerError(f"{model_store}/{stage}.mar is not there; `make archives` builds it")
-        if not _free(range(self.port, self.port + 5)):
-            raise ServerError(f"a port of {self.port} to {self.port + 4} is taken; choose another with PORT=")
+        if not _free(range(self.port, self.port + PORTS)):
+            raise ServerError(f"a port of {self.port} to {self.port + PORTS - 1} is taken; choose another with PORT=")
         java = java_home()
         self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for old in ("key_file.json", "server.json"):
             (self.run_dir / old).unlink(missing_ok=True)
         # fmt: off
         command = [
+            sys.executable, str(_ROOT / "deploy/exporter.py"), "--port", str(self.port),
+            *(f"--stage={stage}" for stage in self.stages), "--",
             str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground", "--no-config-snapshots",
             "--ts-config", str(_ROOT / "config.properties"), "--model-store", str(model_store.resolve()),
-            "--models", "t2i=t2i.mar", "i2v=i2v.mar",
+            "--models", *(f"{stage}={stage}.mar" for stage in self.stages),
         ]
         # fmt: on
         with _signals_deferred():  # between the two a signal would leave a server that nobody knows of
@@ -133,6 +140,8 @@ class Server:
             "TS_INFERENCE_ADDRESS": base.format(self.port),
             "TS_MANAGEMENT_ADDRESS": base.format(self.port + 1),
             "TS_METRICS_ADDRESS": base.format(self.port + 2),
+            "TS_GRPC_INFERENCE_ADDRESS": "127.0.0.1",
+            "TS_GRPC_MANAGEMENT_ADDRESS": "127.0.0.1",
             "TS_GRPC_INFERENCE_PORT": str(self.port + 3),
             "TS_GRPC_MANAGEMENT_PORT": str(self.port + 4),
             "PYTHONUNBUFFERED": "1",

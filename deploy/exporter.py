@@ -1,0 +1,203 @@
+"""Beside one TorchServe, on loopback: what its own APIs do not say, and keys that do not run out.
+
+`GET /ready?stage=t2i`  200 where that stage has a READY worker (without `stage`: where each stage has), else 503
+`GET /live`             503 once TorchServe has given workers up for good, or has not answered for a minute, else 200
+`GET /metrics`          queue and workers of each stage for Prometheus, then TorchServe's own metrics
+
+`python deploy/exporter.py --port 8080 --stage t2i --stage i2v -- torchserve ...` becomes the command after `--`; the
+exporter is its child, in its process group, and ends with it. `deploy/server.py` starts it that way.
+"""
+
+import argparse
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from key_file import Renewal, call, read_keys
+
+MANAGEMENT, METRICS, EXPORTER = 1, 2, 5
+"""How far above TorchServe's first port the others lie."""
+GRACE_SECONDS = 60.0
+_WATCH_SECONDS = 0.5
+_RENEW_SECONDS = 20.0
+
+Answer = tuple[int, str, bytes]
+"""Status, media type, body."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One stage, as the management API counts it."""
+
+    workers: dict[str, int]
+    """By TorchServe's status: READY, or UNLOADING for one that starts or has died."""
+    pending_requests: int
+    """Requests that wait for a worker."""
+
+
+class Exporter:
+    """Answers from TorchServe's state at the moment of asking.
+
+    Args:
+        port: TorchServe's first.
+        stages: which it serves.
+        key_file: TorchServe's.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, port: int, stages: Sequence[str], key_file: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._port, self._stages, self._key_file, self._clock = port, tuple(stages), key_file, clock
+        self._ill_since: float | None = None
+        self._lock = threading.Lock()
+
+    def answer(self, target: str) -> Answer:
+        """What a GET of this path and query gets."""
+        parts = urlsplit(target)
+        asked = parse_qs(parts.query).get("stage", [])
+        if unknown := [stage for stage in asked if stage not in self._stages]:
+            return _error(404, "ModelNotFoundException", f"stage: must be one of {self._stages}, got {unknown[0]!r}")
+        routes = {"/ready": lambda: self._ready(asked or self._stages), "/live": self._live, "/metrics": self._metrics}
+        if parts.path not in routes:
+            return _error(404, "ResourceNotFoundException", f"there are {', '.join(routes)}")
+        return routes[parts.path]()
+
+    def _ready(self, stages: Sequence[str]) -> Answer:
+        states = {stage: self._state(stage) for stage in stages}
+        told = {stage: asdict(state) if state else None for stage, state in states.items()}
+        missing = [stage for stage, state in states.items() if not (state and state.workers["READY"])]
+        if missing:
+            text = f"{' and '.join(missing)} {'have' if len(missing) > 1 else 'has'} no worker that is ready"
+            return _error(503, "ServiceUnavailableException", text, stages=told)
+        return _json(200, {"stages": told})
+
+    def _live(self) -> Answer:
+        keys = read_keys(self._key_file)
+        status, _ = call(self._port, "/ping", keys.inference if keys else None)
+        states = [self._state(stage) for stage in self._stages] if status == 500 else []
+        idle = [state for state in states if not (state and state.workers["READY"])]
+        with self._lock:
+            # A refused key is an answer too. 500: fewer workers are left than were asked for, perhaps of a stage that
+            # still has some: those are not to be killed for one that was given up.
+            if not (status == 0 or (status == 500 and idle)):
+                self._ill_since = None
+                return _json(200, {"status": "alive"})
+            now = self._clock()
+            self._ill_since = now if self._ill_since is None else self._ill_since
+            for_seconds = now - self._ill_since
+        what = "has given workers up" if status else "does not answer"
+        if for_seconds < GRACE_SECONDS:
+            return _json(200, {"status": f"TorchServe {what}, for {for_seconds:.0f} s"})
+        return _error(503, "ServiceUnavailableException", f"TorchServe {what}, for {for_seconds:.0f} s: restart it")
+
+    def _metrics(self) -> Answer:
+        states = {stage: state for stage in self._stages if (state := self._state(stage))}
+        lines = [
+            "# HELP cloudvid_pending_requests Requests that wait for a worker.",
+            "# TYPE cloudvid_pending_requests gauge",
+            *(
+                f'cloudvid_pending_requests{{stage="{stage}"}} {state.pending_requests}'
+                for stage, state in states.items()
+            ),
+            "# HELP cloudvid_workers Worker processes by TorchServe's status.",
+            "# TYPE cloudvid_workers gauge",
+            *(
+                f'cloudvid_workers{{stage="{stage}",status="{status}"}} {count}'
+                for stage, state in states.items()
+                for status, count in state.workers.items()
+            ),
+        ]
+        status, own = call(self._port + METRICS, "/metrics")
+        text = "\n".join([*lines, ""]).encode() + (own if status == 200 else b"")
+        return 200, "text/plain; version=0.0.4; charset=utf-8", text
+
+    def _state(self, stage: str) -> State | None:
+        """A stage's state; None where TorchServe does not say."""
+        keys = read_keys(self._key_file)
+        status, body = call(self._port + MANAGEMENT, f"/models/{stage}", keys.management if keys else None)
+        if status != 200:
+            return None
+        try:
+            (model,) = json.loads(body)
+            statuses = [str(worker["status"]) for worker in model["workers"]]
+            pending = int(model["jobQueueStatus"]["pendingRequests"])
+        except (ValueError, LookupError, TypeError):
+            return None
+        workers = {name: statuses.count(name) for name in dict.fromkeys(("READY", "UNLOADING", *statuses))}
+        return State(workers, pending)
+
+
+def _json(status: int, content: dict[str, object]) -> Answer:
+    return status, "application/json", json.dumps(content).encode()
+
+
+def _error(code: int, kind: str, message: str, **more: object) -> Answer:
+    return _json(code, {"code": code, "type": kind, "message": message, **more})
+
+
+class Http(ThreadingHTTPServer):
+    """The exporter's port on loopback."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, port: int, exporter: Exporter) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.exporter = exporter
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Http
+    timeout = 30  # s for a request to arrive
+
+    def do_GET(self) -> None:
+        status, media_type, body = self.server.exporter.answer(self.path)
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent: it is asked every few seconds."""
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(0)
+
+
+def _renew_for_ever(renewal: Renewal) -> None:
+    while True:
+        time.sleep(_RENEW_SECONDS)
+        renewal.renew()
+
+
+def main() -> None:
+    """Become the command, with the exporter as a child."""
+    parser = argparse.ArgumentParser(description="Run a command, TorchServe, with an exporter beside it.")
+    parser.add_argument("--port", type=int, required=True, help="TorchServe's first; the exporter's is five above")
+    parser.add_argument("--stage", action="append", required=True)
+    parser.add_argument("--key-file", type=Path, default=Path("key_file.json"))
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    server = Http(options.port + EXPORTER, Exporter(options.port, options.stage, options.key_file))
+    parent = os.getpid()
+    if os.fork():
+        server.socket.close()
+        os.execvp(options.command[0], options.command)  # noqa: S606
+    for task, of in ((_end_with, parent), (_renew_for_ever, Renewal(options.port + MANAGEMENT, options.key_file))):
+        threading.Thread(target=task, args=(of,), daemon=True).start()
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

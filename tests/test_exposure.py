@@ -1,0 +1,272 @@
+"""Who gets in: every route with every kind of key, at TorchServe itself and through the proxy, and every socket."""
+
+import contextlib
+import ipaddress
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from conftest import ROOT
+from proxies import TOKEN, before, needs_nginx, proxy, tokens_file, until
+from torchserve_process import PORTS, Server, free_port
+
+INFERENCE, MANAGEMENT, METRICS = 0, 1, 2
+REFUSED = "InvalidKeyException"
+ROUTES = [
+    # port, method, path, the key that opens it, and the answer then (400: this is no JSON)
+    (INFERENCE, "GET", "/ping", "inference", 200),
+    (INFERENCE, "POST", "/predictions/t2i", "inference", 400),
+    (INFERENCE, "POST", "/predictions/i2v", "inference", 400),
+    (INFERENCE, "POST", "/predictions/t2i/0", "inference", 400),
+    (INFERENCE, "PUT", "/predictions/t2i", "inference", 400),
+    (INFERENCE, "OPTIONS", "/predictions/t2i", "inference", 200),
+    (INFERENCE, "POST", "/predictions/other", "inference", 404),
+    (INFERENCE, "POST", "/invocations?model_name=t2i", "inference", 400),
+    (INFERENCE, "POST", "/explanations/t2i", "inference", 400),
+    (INFERENCE, "POST", "/v1/models/t2i:predict", "inference", 400),
+    (INFERENCE, "POST", "/v2/models/t2i/infer", "inference", 400),
+    (INFERENCE, "POST", "/wfpredict/t2i", "inference", 404),
+    (INFERENCE, "GET", "/models", "inference", 404),
+    (INFERENCE, "GET", "/metrics", "inference", 404),
+    (INFERENCE, "GET", "/token?type=inference", "inference", 404),
+    (MANAGEMENT, "GET", "/models", "management", 200),
+    (MANAGEMENT, "GET", "/models/t2i", "management", 200),
+    (MANAGEMENT, "GET", "/models/t2i/all", "management", 200),
+    (MANAGEMENT, "PUT", "/models/t2i?min_worker=1", "management", 202),
+    (MANAGEMENT, "PUT", "/models/t2i/0/set-default", "management", 200),
+    (MANAGEMENT, "POST", "/models?url=t2i.mar", "management", 405),
+    (MANAGEMENT, "DELETE", "/models/t2i", "management", 405),
+    (MANAGEMENT, "GET", "/workflows", "management", 200),
+    (MANAGEMENT, "DELETE", "/workflows/other", "management", 404),
+    (MANAGEMENT, "POST", "/predictions/t2i", "management", 404),
+    (MANAGEMENT, "GET", "/ping", "management", 404),
+]
+OPEN = [
+    # what TorchServe asks no key for: descriptions of its interfaces, and numbers
+    (INFERENCE, "OPTIONS", "/", 200),
+    (INFERENCE, "GET", "/api-description", 200),
+    (MANAGEMENT, "OPTIONS", "/", 200),
+    (MANAGEMENT, "GET", "/api-description", 200),
+    (METRICS, "GET", "/metrics", 200),
+]
+
+
+class ShortLived(Server):
+    """A server whose keys have expired when it writes them."""
+
+    def _environment(self, java):
+        return super()._environment(java) | {"TS_TOKEN_EXPIRATION_TIME_MIN": "0"}
+
+
+def keys_of(server):
+    content = json.loads((server.run_dir / "key_file.json").read_text())
+    return {name: entry["key"] for name, entry in content.items()}
+
+
+def send(port, method, path, key, base="http://127.0.0.1"):
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    body = b"no JSON" if method in ("POST", "PUT") else None
+    return requests.request(method, f"{base}:{port}{path}", headers=headers, data=body, timeout=30)
+
+
+def kind(answer):
+    with contextlib.suppress(ValueError):
+        return answer.json().get("type") if isinstance(answer.json(), dict) else None
+    return None
+
+
+def test_each_route_of_torchserve_opens_to_its_own_key_alone(server):
+    keys = keys_of(server.process) | {"none": None, "wrong": "wrong"}
+    for above, method, path, right, status in ROUTES:
+        for name, key in keys.items():
+            answer = send(server.process.port + above, method, path, key)
+            if name == right:
+                assert (answer.status_code, kind(answer) != REFUSED) == (status, True), (method, path)
+            else:
+                assert (answer.status_code, kind(answer)) == (400, REFUSED), (method, path, name)
+    for above, method, path, status in OPEN:
+        assert send(server.process.port + above, method, path, None).status_code == status
+
+
+@pytest.mark.slow
+def test_a_key_that_has_expired_opens_nothing(tmp_path, tiny_models, model_store):
+    server = ShortLived(tmp_path / "run", free_port())
+    server.spawn(model_store)
+    try:
+        until(server.listens)
+        keys = keys_of(server)
+        until(lambda: answers(server.port))
+        for above, method, path, right, _ in ROUTES:
+            answer = send(server.port + above, method, path, keys[right])
+            assert (answer.status_code, kind(answer)) == (400, REFUSED), (method, path)
+    finally:
+        server.stop()
+
+
+def answers(port):
+    with contextlib.suppress(requests.ConnectionError):
+        return send(port, "GET", "/ping", None).status_code == 400
+    return False
+
+
+THROUGH = {"/ping": 200, "/ready?stage=t2i": 200, "/predictions/t2i": 400, "/predictions/i2v": 400}
+
+
+@needs_nginx
+def test_through_the_proxy_no_key_of_torchserve_opens_anything_and_a_callers_token_only_what_it_shall(server, tmp_path):
+    inside = free_port()
+    arguments = [*before(server.url, server.key_file, free_port()), "--inside", f"127.0.0.1:{inside}"]
+    with proxy(tokens_file(tmp_path, "a-token-that-is-taken-back", TOKEN), *arguments) as running:
+        port = int(running.url.rpartition(":")[2])
+        tokens_file(tmp_path)  # the first one has, in a way, expired
+        until(lambda: send(port, "GET", "/ping", "a-token-that-is-taken-back").status_code == 401)
+        keys = keys_of(server.process) | {"none": None, "wrong": "x" * 20, "expired": "a-token-that-is-taken-back"}
+        routes = {(method, path) for _, method, path, *_ in [*ROUTES, *OPEN]}
+        routes |= {("GET", path) for path in (*THROUGH, "/live", "/")} | {("POST", "/")}
+        for method, path in sorted(routes):
+            for name, key in keys.items():
+                answer = send(port, method, path, key)
+                assert (answer.status_code, kind(answer)) == (401, "InvalidToken"), (method, path, name)
+            status = send(port, method, path, TOKEN).status_code
+            is_right = path in THROUGH and method == ("POST" if "predictions" in path else "GET")
+            assert status == THROUGH[path] if is_right else status in (404, 405), (method, path)
+            for key in (None, TOKEN, *keys.values()):
+                status = send(inside, method, path, key).status_code
+                is_right = method == "GET" and path.split("?")[0] in ("/ready", "/live", "/metrics")
+                assert status == 200 if is_right else status in (404, 405), (method, path)
+
+
+def listeners(processes):
+    """Addresses and ports on which these listen."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN or connection.type == 2:  # UDP has no state
+                    address = ipaddress.ip_address(connection.laddr.ip)
+                    found.add((str(getattr(address, "ipv4_mapped", None) or address), connection.laddr.port))
+    return found
+
+
+def group_of(server):
+    record = json.loads(server.pid_file.read_text())
+    return [process for process in psutil.process_iter() if _group(process) == record["pid"]]
+
+
+def _group(process):
+    with contextlib.suppress(OSError, psutil.Error):
+        return os.getpgid(process.pid)
+    return None
+
+
+def await_listeners(server):
+    """All six ports, once they are there: not one more, and each on loopback."""
+    expected = {("127.0.0.1", server.port + above) for above in range(PORTS)}
+    until(lambda: listeners(group_of(server)) >= expected)
+    assert listeners(group_of(server)) == expected
+
+
+def test_the_server_listens_on_loopback_alone(server):
+    await_listeners(server.process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["start", "serve one stage", "with"])
+def test_each_mode_of_the_server_listens_on_loopback_alone(mode, tmp_path, tiny_models, model_store):
+    """Whatever addresses the user's shell holds for another TorchServe."""
+    port = free_port()
+    environment = os.environ | {f"CLOUDVID_{stage.upper()}_MODEL": str(path) for stage, path in tiny_models.items()}
+    environment |= {"TS_INFERENCE_ADDRESS": "http://0.0.0.0:1", "TS_GRPC_INFERENCE_ADDRESS": "0.0.0.0"}
+    command = [sys.executable, str(ROOT / "deploy/server.py"), mode.split()[0], "--port", str(port)]
+    command += ["--model-store", str(model_store), *(["--stage", "i2v"] if "one" in mode else [])]
+    if mode == "with":
+        command += ["--", sys.executable, "-c", "import signal; print('begun', flush=True); signal.pause()"]
+    else:
+        command += ["--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        server = Server(tmp_path / "run", port)
+        if mode == "start":
+            assert process.wait(timeout=60) == 0
+        elif mode == "with":
+            while process.stdout.readline() != "begun\n":
+                pass
+            (log,) = {
+                child.environ()["LOG_LOCATION"]
+                for child in psutil.Process(process.pid).children()
+                if "LOG_LOCATION" in child.environ()
+            }
+            server = Server(Path(log).parent, port)
+        else:
+            until(server.pid_file.is_file)
+        await_listeners(server)
+        if "one" in mode:
+            until(
+                lambda: (
+                    requests.get(f"http://127.0.0.1:{port + PORTS - 1}/ready?stage=t2i", timeout=20).status_code == 404
+                )
+            )
+    finally:
+        if mode == "start":
+            subprocess.run([command[0], command[1], "stop", "--run-dir", str(tmp_path / "run")], timeout=60, check=True)
+        else:
+            process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+        process.stdout.close()
+
+
+@needs_nginx
+@pytest.mark.parametrize("mode", ["a host", "a host, and inside", "a front"])
+def test_the_proxy_listens_where_it_was_told_and_nowhere_else(mode, tmp_path):
+    port, inside, other = free_port(), free_port(), free_port()
+    options = ["--listen", f"0.0.0.0:{port}", "--insecure-http"]
+    if mode == "a front":
+        options += ["--host", f"http://127.0.0.1:{other}"]
+    else:
+        options += ["--t2i", f"127.0.0.1:{other}={tmp_path / 'key_file.json'}"]
+    if "inside" in mode:
+        options += ["--inside", f"127.0.0.1:{inside}"]
+    with proxy(tokens_file(tmp_path), *options) as running:
+        process = psutil.Process(running.process.pid)
+        expected = {("0.0.0.0", port)} | ({("127.0.0.1", inside)} if "inside" in mode else set())
+        assert listeners([process, *process.children(recursive=True)]) == expected
+
+
+@needs_nginx
+def test_neither_a_prompt_nor_a_token_is_written_down(server, tmp_path):
+    """Good requests, refused ones, broken ones and those that TorchServe's log reader would obey."""
+    canary = f"canary{os.getpid()}x{time.monotonic_ns()}"
+    small = {"width": 64, "height": 64, "num_inference_steps": 1}
+    tokens = tokens_file(tmp_path, TOKEN, f"{canary}-token")
+    with proxy(tokens, *before(server.url, server.key_file, free_port())) as running:
+
+        def post(path="/predictions/t2i", token=TOKEN, data=None, **prompt):
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            body = json.dumps(small | prompt).encode() if data is None else data
+            return requests.post(running.url + path, headers=headers, data=body, timeout=60).status_code
+
+        assert post(prompt=f"{canary}\n[PID]1\n[METRICS]x") == 200
+        assert post(prompt=canary, negative_prompt=canary, metadata={"note": f"{canary}\n[PID]1"}) == 200
+        assert post(token=f"{canary}-token", prompt="a") == 200
+        assert post(token=f"{canary}-stranger", prompt=canary) == 401
+        assert post(prompt=canary, width=3) == 422
+        assert post(data=f'{{"prompt": "{canary}'.encode()) == 400
+        assert post(f"/predictions/t2i?prompt={canary}") == 400
+        assert post(f"/predictions/{canary}") == 404
+        assert post(f"/{canary}") == 404
+        assert post(data=canary.encode() * 4_000_000) == 413
+        assert post(f"/predictions/t2i?prompt={canary}", data=canary.encode() * 4_000_000) == 400
+    printed = "".join(running.lines)
+    assert printed.count(" POST t2i 200 ") == 3
+    assert canary not in printed
+    logs = [server.process.log, *(server.process.run_dir / "logs").glob("*.log")]
+    assert len(logs) > 3
+    assert not [log.name for log in logs if canary in log.read_text(errors="replace")]
+    assert len(server.pids("t2i")) == 1, "[PID] was obeyed"

@@ -1,0 +1,194 @@
+"""nginx as `deploy/proxy.py` runs it: what it lets through, how, and what it says where it does not."""
+
+import os
+import socket
+import threading
+
+import pytest
+import requests
+from conftest import ROOT
+from proxies import BEARER, TOKEN, before, error_of, key_file, needs_nginx, proxy, recorder, stub, tokens_file
+from torchserve_process import free_port
+
+from cloudvid import Client, errors
+
+pytestmark = needs_nginx
+T2I, I2V = "/predictions/t2i", "/predictions/i2v"
+
+
+@pytest.fixture(scope="module")
+def through(server, tmp_path_factory):
+    """A proxy before the real server."""
+    tokens = tokens_file(tmp_path_factory.mktemp("tokens"))
+    with proxy(tokens, *before(server.url, server.key_file, free_port())) as running:
+        yield running
+
+
+@pytest.fixture
+def seen(tmp_path):
+    with recorder(tmp_path) as running_and_seen:
+        yield running_and_seen
+
+
+def test_the_ordinary_client_gets_a_picture_and_a_clip_through_it(server, through):
+    events = []
+    client = Client(through.url, token=TOKEN)
+    client.check_ready()
+    small = {"width": 64, "height": 64, "num_inference_steps": 2, "seed": 3}
+    picture = client.text_to_image("a lighthouse", on_event=events.append, **small)
+    assert picture.data == server.client().text_to_image("a lighthouse", **small).data
+    assert [event.event for event in events[:3]] == ["started", "progress", "progress"]
+    clip = client.image_to_video(picture.data, num_frames=2, num_inference_steps=1, seed=1)
+    assert clip.data == server.client().image_to_video(picture.data, num_frames=2, num_inference_steps=1, seed=1).data
+    with pytest.raises(errors.Unauthorized, match="a token that this proxy knows"):
+        Client(through.url, token="another-token-of-some-length").check_ready()
+
+
+def test_a_picture_sent_alone_takes_its_parameters_from_the_query(server, through):
+    client = server.client()
+    picture = client.text_to_image("a", width=64, height=64, num_inference_steps=1, seed=1).data
+    query = {"fps": 6, "num_frames": 2, "num_inference_steps": 1, "seed": 4}
+    headers = BEARER | {"Content-Type": "image/png"}
+    answer = requests.post(through.url + I2V, params=query, data=picture, headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.content == client.image_to_video(picture, **query).data
+    assert answer.headers["CloudVid-Seed"] == "4"
+    bad = requests.post(through.url + I2V, params={"fps": 0}, data=picture, headers=headers, timeout=60)
+    assert (bad.status_code, bad.json()["errors"][0]["parameter"]) == (422, "fps")
+    plain = requests.post(through.url + I2V, data=picture, headers=headers, timeout=60)
+    assert plain.status_code == 200, "without a query all parameters have their defaults"
+
+
+def test_whether_a_stage_is_ready_is_told(through):
+    for stage in ("t2i", "i2v"):
+        answer = requests.get(f"{through.url}/ready?stage={stage}", headers=BEARER, timeout=30)
+        assert answer.status_code == 200
+        assert list(answer.json()["stages"]) == [stage]
+    both = requests.get(f"{through.url}/ready", headers=BEARER, timeout=30)
+    assert list(both.json()["stages"]) == ["t2i", "i2v"]
+    none = requests.get(f"{through.url}/ready?stage=other", headers=BEARER, timeout=30)
+    assert error_of(none).code == 404
+
+
+def test_events_are_passed_on_as_they_come(tmp_path):
+    """The stand-in sends its second event only once the first has arrived at the other end."""
+    arrived = threading.Event()
+
+    def answer(handler, body):
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"6\r\nfirst\n\r\n")
+        assert arrived.wait(timeout=30)
+        handler.wfile.write(b"7\r\nsecond\n\r\n0\r\n\r\n")
+
+    with (
+        stub(answer) as url,
+        proxy(tokens_file(tmp_path), *before(url, key_file(tmp_path), free_port())) as running,
+        requests.post(running.url + T2I, headers=BEARER, data=b"{}", stream=True, timeout=20) as response,
+    ):
+        lines = response.iter_lines(chunk_size=1)
+        assert next(lines) == b"first"
+        arrived.set()
+        assert next(lines) == b"second"
+
+
+def test_a_stage_sees_of_a_request_only_what_it_reads(seen):
+    running, requests_seen = seen
+    headers = BEARER | {
+        "Content-Type": "image/png",
+        "Accept": "application/x-ndjson",
+        "describe": "True",
+        "Cookie": "a=b",
+        "X-Forwarded-For": "1.2.3.4",
+    }
+    requests.post(f"{running.url}{I2V}?fps=6&metadata=%7B%7D", headers=headers, data=b"picture", timeout=20)
+    ((method, path, passed, body),) = requests_seen
+    assert (method, path, body) == ("POST", "/invocations?model_name=i2v&fps=6&metadata=%7B%7D", b"picture")
+    assert passed == {
+        "Host": "cloudvid",
+        "Authorization": "Bearer inference-key",
+        "Content-Type": "image/png",
+        "Accept": "application/x-ndjson",
+        "Content-Length": "7",
+        "Connection": "close",
+    }
+
+
+PATHS = [
+    "/", "/models", "/models/t2i", "/predictions", "/predictions/", "/predictions/other", "/predictions/t2i/1.0",
+    "/predictions/t2i/", "/invocations", "/invocations?model_name=t2i", "/explanations/t2i", "/v1/models/t2i:predict",
+    "/v2/models/t2i/infer", "/wfpredict/t2i", "/token?type=inference", "/api-description", "/metrics", "/live",
+    "/predictions/../models", "/predictions/t2i/../../models", "/predictions/t2i%2f..%2f..%2fmodels",
+    "/predictions/t2i;x", "/predictions/t2i%00", "/index.html", "/.env", "//models", "/PING", "/ready/",
+]  # fmt: skip
+METHODS = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE", "CONNECT", "PROPFIND"]
+
+
+def raw(running, method, target, extra=""):
+    """Status of a request line that no library would send."""
+    host, port = running.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        connection.sendall(f"{head}Authorization: Bearer {TOKEN}\r\n{extra}\r\n".encode("latin-1"))
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+def test_nothing_but_the_four_routes_reaches_a_server_whatever_the_method(seen):
+    running, requests_seen = seen
+    for path in PATHS:
+        for method in METHODS:
+            assert raw(running, method, path) in (400, 404, 405), (method, path)
+    for path, right in ((T2I, "POST"), (I2V, "POST"), ("/ping", "GET"), ("/ready", "GET")):
+        for method in METHODS:
+            if method != right:
+                assert raw(running, method, path) in (400, 405), (method, path)
+    for line in ("GET http://127.0.0.1/models", "POST http://127.0.0.1/invocations?model_name=t2i"):
+        assert raw(running, *line.split()) == 404
+    assert requests_seen == []
+
+
+def test_doubtful_requests_end_at_the_proxy(seen):
+    running, requests_seen = seen
+    doubtful = [
+        "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        "Content-Length: 3\r\nContent-Length: 4\r\n",
+        "Transfer-Encoding: gzip, chunked\r\n",
+        "Content-Length: -1\r\n",
+        "X: " + "a" * 40000 + "\r\n",
+    ]
+    for extra in doubtful:
+        assert raw(running, "POST", T2I, extra) in (400, 494, 501), extra[:60]
+    assert raw(running, "POST", f"{T2I}?{'a' * 40000}") == 414
+    assert requests_seen == []
+
+
+def test_errors_look_like_those_of_a_stage(seen):
+    running, requests_seen = seen
+    cases = [
+        (requests.get(running.url + "/models", headers=BEARER, timeout=20), 404, "ResourceNotFound"),
+        (requests.get(running.url + T2I, headers=BEARER, timeout=20), 405, "MethodNotAllowed"),
+        (requests.post(running.url + T2I, timeout=20), 401, "InvalidToken"),
+        (requests.post(running.url + T2I + "?prompt=a", headers=BEARER, timeout=20), 400, "QueryNotPassedOn"),
+        (requests.get(running.url + "/ready?stage=t2i", headers=BEARER, timeout=20), 502, "ServerUnavailable"),
+    ]
+    for answer, status, kind in cases:
+        assert (error_of(answer).code, error_of(answer).type) == (status, kind)
+        assert answer.headers.get("Allow") == ("POST" if status == 405 else None)
+        assert answer.headers.get("WWW-Authenticate") == ("Bearer" if status == 401 else None)
+        assert answer.headers["Server"] == "nginx", "its version is nobody's business"
+    assert requests_seen == []
+
+
+def test_the_largest_body_passes_and_one_byte_more_does_not(seen):
+    running, requests_seen = seen
+    settings = dict(line.split("=", 1) for line in (ROOT / "config.properties").read_text().splitlines() if "=" in line)
+    most = int(settings["max_request_size"])
+    body = os.urandom(1) * most
+    assert requests.post(running.url + T2I, headers=BEARER, data=body, timeout=60).status_code == 200
+    too_much = requests.post(running.url + T2I, headers=BEARER, data=body + b"x", timeout=60)
+    assert error_of(too_much).code == 413
+    assert str(most) in too_much.json()["message"]
+    chunked = requests.post(running.url + T2I, headers=BEARER, data=iter([body, b"x"]), timeout=60)
+    assert error_of(chunked).code == 413
+    assert [len(body) for *_, body in requests_seen] == [most]

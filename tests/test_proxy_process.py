@@ -1,0 +1,262 @@
+"""`deploy/proxy.py` as a process: keys and tokens that change, TLS, signals, and what it refuses to start with."""
+
+import datetime
+import signal
+import stat
+import subprocess
+import sys
+import threading
+
+import psutil
+import pytest
+import requests
+from conftest import ROOT
+from key_file import Renewal, call, read_keys
+from proxies import (
+    BEARER,
+    TOKEN,
+    before,
+    certificate,
+    error_of,
+    folder_of,
+    key_file,
+    listens,
+    needs_nginx,
+    proxy,
+    recorder,
+    reply,
+    stub,
+    tokens_file,
+    until,
+)
+from torchserve_process import free_port
+
+from cloudvid import Client, Stage, Unreachable
+
+pytestmark = needs_nginx
+T2I = "/predictions/t2i"
+
+
+@pytest.fixture
+def seen(tmp_path):
+    with recorder(tmp_path) as running_and_seen:
+        yield running_and_seen
+
+
+def test_new_keys_of_a_server_are_picked_up_and_without_any_the_stage_is_not_up(tmp_path):
+    key = "first-key"
+
+    def answer(handler, body):
+        reply(handler, 200 if handler.headers["Authorization"] == f"Bearer {key}" else 400)
+
+    with (
+        stub(answer) as url,
+        proxy(tokens_file(tmp_path), *before(url, tmp_path / "key_file.json", free_port())) as running,
+    ):
+
+        def status():
+            return requests.post(running.url + T2I, headers=BEARER, timeout=20).status_code
+
+        nothing = requests.post(running.url + T2I, headers=BEARER, timeout=20)
+        assert error_of(nothing).type == "ServiceUnavailableException"
+        assert requests.get(running.url + "/ping", headers=BEARER, timeout=20).status_code == 503
+        key_file(tmp_path, key)
+        until(lambda: status() == 200)
+        key = "second-key"
+        until(lambda: status() == 400)
+        key_file(tmp_path, key)
+        until(lambda: status() == 200)
+        (tmp_path / "key_file.json").write_text('{"half')
+        until(lambda: status() == 503)
+
+
+def test_tokens_come_and_go_with_their_file(tmp_path, seen):
+    running, _ = seen
+    other = "another-token-of-some-length"
+
+    def status(token, scheme="Bearer"):
+        headers = {"Authorization": f"{scheme} {token}"}
+        return requests.get(running.url + "/ping", headers=headers, timeout=20).status_code
+
+    assert (status(TOKEN), status(TOKEN, "bearer"), status(other)) == (200, 200, 401)
+    assert {status(TOKEN.upper()), status(TOKEN.replace(".", "x")), status(TOKEN[:-1]), status(f"{TOKEN}x")} == {401}
+    tokens_file(tmp_path, other)
+    until(lambda: status(other) == 200)
+    until(lambda: status(TOKEN) == 401)
+    (tmp_path / "tokens").write_text("short\n")
+    running.await_line("what was known before stays in force")
+    assert status(other) == 200
+
+
+def test_a_reload_cuts_no_stream(tmp_path):
+    reloaded = threading.Event()
+
+    def answer(handler, body):
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"6\r\nfirst\n\r\n")
+        assert reloaded.wait(timeout=60)
+        handler.wfile.write(b"7\r\nsecond\n\r\n0\r\n\r\n")
+
+    with (
+        stub(answer) as url,
+        proxy(tokens_file(tmp_path), *before(url, key_file(tmp_path), free_port())) as running,
+        requests.post(running.url + T2I, headers=BEARER, stream=True, timeout=30) as response,
+    ):
+        lines = response.iter_lines(chunk_size=1)
+        assert next(lines) == b"first"
+        old = {child.pid for child in psutil.Process(running.process.pid).children(recursive=True)}
+        tokens_file(tmp_path, "another-token-of-some-length")
+        until(lambda: requests.get(running.url + "/x", headers=BEARER, timeout=20).status_code == 401)
+        assert {child.pid for child in psutil.Process(running.process.pid).children(recursive=True)} - old
+        reloaded.set()
+        assert next(lines) == b"second"
+
+
+def test_sigterm_lets_a_running_request_end_and_leaves_nothing(tmp_path):
+    began, may_end = threading.Event(), threading.Event()
+
+    def answer(handler, body):
+        began.set()
+        assert may_end.wait(timeout=60)
+        reply(handler, 200, b'"done"')
+
+    answers = []
+    with stub(answer) as url, proxy(tokens_file(tmp_path), *before(url, key_file(tmp_path), free_port())) as running:
+        folder = folder_of(running)
+
+        def ask():
+            answers.append(requests.post(running.url + T2I, headers=BEARER, timeout=60).json())
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert began.wait(timeout=30)
+        running.process.send_signal(signal.SIGTERM)
+        until(lambda: not listens(running.url))
+        assert running.process.poll() is None
+        may_end.set()
+        asking.join(timeout=60)
+        assert answers == ["done"]
+        assert running.process.wait(timeout=30) == 0
+        assert not folder.exists()
+
+
+def test_secrets_lie_in_no_file_that_others_can_read_and_on_no_command_line(seen):
+    running, _ = seen
+    processes = [psutil.Process(running.process.pid)]
+    processes += processes[0].children(recursive=True)
+    assert len(processes) == 4
+    for process in processes:
+        assert TOKEN not in " ".join(process.cmdline())
+        assert "inference-key" not in " ".join(process.cmdline())
+    folder = folder_of(running)
+    for path in folder.iterdir():
+        if path.is_file() and path.name != "nginx.conf":
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    assert TOKEN.replace(".", "[.]").replace("+", "[+]") in (folder / "secrets.conf").read_text()
+
+
+def test_the_client_comes_through_tls_with_a_certificate_of_ones_own_and_not_without_it(tmp_path):
+    files = certificate(tmp_path)
+    with recorder(tmp_path, "--cert", str(files[0]), "--key", str(files[1])) as (running, seen):
+        Client(running.url, token=TOKEN, ca=files[0]).check_ready(Stage.T2I)
+        assert [path for _, path, _, _ in seen] == ["/ping"]
+        with pytest.raises(Unreachable):
+            Client(running.url, token=TOKEN).check_ready(Stage.T2I)
+
+
+def test_nginx_ends_with_a_proxy_that_is_killed(tmp_path):
+    with recorder(tmp_path) as (running, _):
+        children = psutil.Process(running.process.pid).children(recursive=True)
+        assert children
+        running.process.kill()
+        psutil.wait_procs(children, timeout=20)
+        assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_with_a_certificate_it_speaks_tls_alone_and_takes_a_new_one(tmp_path):
+    files = certificate(tmp_path)
+    options = ["--cert", str(files[0]), "--key", str(files[1])]
+    with recorder(tmp_path, *options) as (running, seen):
+        assert running.url.startswith("https://")
+        url = running.url + "/ping"
+        assert requests.get(url, headers=BEARER, verify=str(files[0]), timeout=20).status_code == 200
+        plain = requests.get(url.replace("https:", "http:"), headers=BEARER, timeout=20)
+        assert (error_of(plain).code, len(seen)) == (400, 1)
+        first = files[0].read_bytes()
+        certificate(tmp_path)
+        assert files[0].read_bytes() != first
+
+        def is_new():
+            try:
+                return requests.get(url, headers=BEARER, verify=str(files[0]), timeout=20).status_code == 200
+            except requests.exceptions.SSLError:
+                return False
+
+        until(is_new)
+
+
+def run(*arguments, **environment):
+    """Exit code and errors of a proxy that does not start."""
+    command = [sys.executable, str(ROOT / "deploy/proxy.py"), *arguments]
+    done = subprocess.run(command, env=environment or None, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr
+
+
+def test_what_cannot_be_meant_is_refused_with_the_remedy(tmp_path):
+    tokens = ["--tokens", str(tokens_file(tmp_path))]
+    key = str(key_file(tmp_path))
+    bad = tmp_path / "bad"
+    bad.write_text(f"{TOKEN}\nshort\n")
+    empty = tmp_path / "empty"
+    empty.write_text("# none\n")
+    cases = [
+        ([], "--tokens FILE, or CLOUDVID_TOKENS_FILE"),
+        (["--tokens", str(tmp_path / "no")], "cannot be read (No such file or directory)"),
+        (["--tokens", str(bad)], "bad, line 2: a token must have 16 or more"),
+        (["--tokens", str(empty)], "empty holds no token"),
+        ([*tokens, "--listen", "0.0.0.0:8443"], "in the clear: give --cert and --key"),
+        ([*tokens, "--listen", "here"], "'here' must be an IP address and a port"),
+        ([*tokens, "--cert", key], "--cert and --key go together"),
+        ([*tokens, "--t2i", "127.0.0.1:8080"], "must be ADDRESS=KEY_FILE"),
+        ([*tokens, "--t2i", f"10.0.0.1:8080={key}"], "must be on this host's loopback"),
+        (
+            [*tokens, "--t2i", f"127.0.0.1:8080={key}", "--listen", "0.0.0.0:8081", "--insecure-http"],
+            "TorchServe has the ports 8080 to 8085",
+        ),
+        ([*tokens, "--inside", "127.0.0.1:8443"], "--inside must have a port of its own"),
+        ([*tokens, "--host", "http://10.0.0.1:8443"], "would send tokens and pictures in the clear"),
+        ([*tokens, "--host", "https://10.0.0.1:1", "--host", "http://10.0.0.2:1"], "--host must be https://"),
+        ([*tokens, "--host", "https://10.0.0.1:1", "--inside", "127.0.0.1:1"], "--host goes without"),
+    ]
+    for arguments, message in cases:
+        code, said = run(*arguments)
+        assert (code, message in said) == (3, True), said
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path, seen):
+    running, _ = seen
+    listen = running.url.rpartition("/")[2]
+    code, said = run("--tokens", str(tokens_file(tmp_path)), "--listen", listen)
+    assert (code, f"{listen}: another program listens there already" in said) == (3, True), said
+
+
+def test_keys_are_renewed_shortly_before_they_expire(server):
+    """Against the real server; the rest of the tests read the key file anew."""
+    renewal = Renewal(server.process.port + 1, server.key_file)
+    first = read_keys(server.key_file)
+    for key in (first.inference, first.management, "wrong", None):
+        assert call(server.process.port + 1, "/token?type=inference", key)[0] == 400
+    now = first.expires - datetime.timedelta(hours=24)
+    assert not renewal.renew(now)
+    assert not renewal.renew(first.expires - datetime.timedelta(hours=2))
+    assert read_keys(server.key_file) == first
+    assert renewal.renew(first.expires - datetime.timedelta(hours=1))
+    second = read_keys(server.key_file)
+    assert {second.inference, second.management}.isdisjoint({first.inference, first.management})
+    assert second.api == first.api
+    for key, status in ((first.inference, 400), (second.inference, 200)):
+        ping = requests.get(f"{server.url}/ping", headers={"Authorization": f"Bearer {key}"}, timeout=20)
+        assert ping.status_code == status
+    assert server.key_file.stat().st_mode & 0o077 == 0
