@@ -178,6 +178,9 @@ def write(directory: Path) -> dict[Stage, Path]:
             try:
                 make().save_pretrained(half, safe_serialization=True)
                 half.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another server was quicker, with the same weights
+                    raise
             finally:
                 shutil.rmtree(half, ignore_errors=True)
         made[stage] = target
