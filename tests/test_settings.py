@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
@@ -17,6 +18,7 @@ from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequ
 from cloudvid_stages import memory
 from cloudvid_stages.image_to_video import ImageToVideo
 from cloudvid_stages.settings import ImageToVideoSettings, SettingsError, TextToImageSettings, read_settings
+from cloudvid_stages.speed import graphs_compiled
 from cloudvid_stages.text_to_image import TextToImage
 
 KINDS = {"t2i": (TextToImage, TextToImageSettings), "i2v": (ImageToVideo, ImageToVideoSettings)}
@@ -314,6 +316,23 @@ def test_compiled_blocks_make_the_same_picture_and_their_code_is_kept(load, plai
     assert (made - plain["t2i"]).abs().max().item() <= 1e-3
     assert output.recipe["settings"] == {"compile": "regional"}
     assert any(tmp_path.rglob("*.so")), "compiled code lies in the folder that was named"
+
+
+def test_the_whole_unet_is_one_graph_for_all_sizes(load, plain, monkeypatch):
+    compile_module = torch.nn.Module.compile
+    # Graphs are traced as ever; only the minutes in which a C++ compiler works on them are left out.
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda *args, **options: compile_module(*args, backend="eager", **options)
+    )
+    torch._dynamo.reset()
+    loaded = load("t2i", compile="full", warm_up=["128x64"])
+    before = graphs_compiled()
+    made, output = pixels("t2i", loaded)
+    assert (made - plain["t2i"]).abs().max().item() <= 1e-3
+    for width, height in ((192, 128), (256, 192), (320, 128)):
+        run(loaded, prompt(width=width, height=height, num_inference_steps=1))
+    assert graphs_compiled() - before <= 2, "a new size is served by the graph that is there"
+    assert output.recipe["settings"] == {"compile": "full"}
 
 
 def test_jobs_of_one_kind_run_together_and_each_has_its_own_seed_and_error(load):
