@@ -59,7 +59,7 @@ def _start(server: Server, model_store: Path) -> int:
         except BaseException:
             server.stop()
             raise
-    wait = "cloudvid wait" + (f" --server {server.url}" if server.port != 8080 else "")
+    wait = "cloudvid wait" + (f" --server {server.url}" if server.run_dir != _RUN_DIR else "")
     print(f"server on {server.url}, log {server.log} (models still load: `{wait}` says when they are ready)")
     return 0
 

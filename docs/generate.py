@@ -225,12 +225,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write what is derived from the schema.")
     parser.add_argument("--check", action="store_true", help="change nothing, fail where a file is out of date")
     check = parser.parse_args().check
-    stale = [path for path, text in outputs().items() if not path.is_file() or path.read_text() != text]
+    made = outputs()
+    stale = [path for path, text in made.items() if not path.is_file() or path.read_text() != text]
     for path in stale:
         if check:
             print(f"{path.relative_to(_ROOT)} is out of date; `python docs/generate.py` writes it", file=sys.stderr)
         else:
-            path.write_text(outputs()[path])
+            path.write_text(made[path])
     return 1 if check and stale else 0
 
 

@@ -96,6 +96,8 @@ class StageHandler:
                 answers[index] = self._result(outcome, stream, context, index)
             except Exception as error:  # as above
                 answers[index] = self._failure(error, stream, context, index)
+        if jobs:
+            self._metrics.measure()
         return [answers[index] for index in range(len(rows))]
 
     def _job(self, row: Row, headers: Mapping[str, str], stream: "_EventStream | None") -> Job:
@@ -166,7 +168,7 @@ class _Metrics:
             self._count("cloudvid_requests_total", 0, outcome)
         for phase in get_args(Phase):
             self._count("cloudvid_phase_seconds_total", 0, phase)
-        self._measure()
+        self.measure()
 
     def done(self, output: Output) -> None:
         for phase, milliseconds in output.timings.items():
@@ -175,7 +177,6 @@ class _Metrics:
         self._count("cloudvid_steps_total", output.steps)
         self._count("cloudvid_frames_total", output.frames)
         self._count("cloudvid_memory_retries_total", output.memory_retries)
-        self._measure()
 
     def failed(self, code: int) -> None:
         self._count("cloudvid_requests_total", 1, _OUTCOMES.get(code, "refused"))
@@ -183,9 +184,14 @@ class _Metrics:
     def _count(self, name: str, value: float, *dimensions: str) -> None:
         self._counters[name].add_or_update(value, [str(self._stage.stage), *dimensions])
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        try:
+            gauges = self._stage.gauges()
+        except Exception:  # whatever a driver does, the requests are answered
+            logger.warning("the device cannot be measured", exc_info=True)
+            return
         device = self._stage.device.replace(":", "")  # TorchServe drops a dimension whose value has a colon
-        for name, value in self._stage.gauges().items():
+        for name, value in gauges.items():
             if name not in self._gauges:
                 unit, dimensions = name.rpartition("_")[2], ["stage", "device"]
                 self._gauges[name] = self._store.add_metric_to_cache(

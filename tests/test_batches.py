@@ -15,9 +15,10 @@ import pytest
 import requests
 import torch
 from conftest import ROOT, Running
-from fake_torchserve import _Picture, _Worker
+from fake_torchserve import _Picture, _Worker, fake_torchserve
 from torchserve_process import Server, free_port
 
+from cloudvid import Client
 from cloudvid_schema.protocol import JSON, NDJSON, PNG, Stage
 from cloudvid_stages import gpu
 from cloudvid_stages.recipe import recipe_of_png
@@ -142,3 +143,13 @@ def test_gauges_of_a_gpu_keep_their_device_and_one_that_its_driver_lacks_takes_n
         _Worker(Stage.T2I, "noise@1", 0.0)
     # TorchServe reads dimensions as name:value and drops one with a further colon.
     assert "[METRICS]cloudvid_gpu_temperature_celsius.celsius:61.0|#stage:t2i,device:cuda1|" in caplog.text
+
+
+def test_a_driver_that_fails_takes_no_answer_with_it(monkeypatch, caplog):
+    def lost(self):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+    with fake_torchserve() as server:
+        monkeypatch.setattr(_Picture, "gauges", lost)
+        assert Client(server.url).text_to_image(prompt="a lamp").data
+    assert "the device cannot be measured" in caplog.text

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from test_pictures import bomb
 
 from cloudvid_schema.jobs import Job, WorkerUnfit, ignore
@@ -231,16 +231,15 @@ def test_hostile_pictures_are_refused_without_much_memory(i2v):
 
 
 def test_steps_and_frames_over_a_limit_are_refused_before_the_picture_is_decoded(i2v, monkeypatch):
-    from cloudvid_stages import image_to_video
-
-    monkeypatch.setattr(image_to_video, "open_picture", lambda *_: pytest.fail("the picture was decoded"))
+    data = picture()
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("the picture was decoded"))
     for settings, values in (
         ({"max_steps": 3}, {"num_inference_steps": 4}),
         ({"max_frames": 4}, {}),
         ({"max_pixels": 4095}, {}),
     ):
         with pytest.raises(RequestError, match="on this server"):
-            run(i2v(**settings), clip(**values), picture())
+            run(i2v(**settings), clip(**values), data)
 
 
 def test_a_failure_in_the_middle_leaves_the_decoder_in_its_precision(i2v):

@@ -68,9 +68,9 @@ class Management:
                 seen = read_status(stage, self._addresses[stage], response.json()[0])
             except (ValueError, LookupError, TypeError):
                 raise errors.Unreachable(f"{self._url(stage)} is no management API of TorchServe's") from None
-        sizes = {worker.pid: self._resident(worker.pid) for worker in seen.workers if worker.pid}
         if not self._is_here(seen.server):
             return seen
+        sizes = {worker.pid: self._resident(worker.pid) for worker in seen.workers if worker.pid}
         return seen.model_copy(update={"workers": tuple(_in_person(worker, sizes) for worker in seen.workers)})
 
     def status(self, stage: Stage, patience: float = _PATIENCE_SECONDS) -> StageStatus:

@@ -19,7 +19,7 @@ class DeepCache:
     """
 
     def __init__(self, unet: Any, interval: int) -> None:
-        self.interval = interval
+        self._interval = interval
         self._step = 0
         self._remembered: dict[int, Any] = {}
         self.calls = 0
@@ -34,15 +34,13 @@ class DeepCache:
         unet.register_forward_pre_hook(self._count_call)
 
     def reset(self) -> None:
-        """Before a request: its first step is computed whole, and nothing of another one's is used. After it: nothing
-        is kept.
-        """
+        """After a request: the next one's first step is computed whole, and nothing is kept until then."""
         self._step = 0
         self._remembered.clear()
 
     def _count_call(self, *_: object) -> None:
-        if self._step % self.interval == 0:
-            self._remembered.clear()  # before the new ones are made, not after
+        if self._step % self._interval == 0:
+            self._remembered.clear()  # a step that is computed whole
         self._step += 1
         self.calls += 1
 
@@ -50,10 +48,9 @@ class DeepCache:
         compute, key = block.forward, id(block)
 
         def forward(*args: Any, **options: Any) -> Any:
-            if (self._step - 1) % self.interval and key in self._remembered:
-                return self._remembered[key]
-            self.computed += counts
-            self._remembered[key] = compute(*args, **options)
+            if key not in self._remembered:
+                self.computed += counts
+                self._remembered[key] = compute(*args, **options)
             return self._remembered[key]
 
         block.forward = forward

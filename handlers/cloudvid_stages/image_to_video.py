@@ -18,7 +18,7 @@ from cloudvid_schema.sizes import clip_size
 from cloudvid_stages import media
 from cloudvid_stages.limits import check_limits
 from cloudvid_stages.memory import frames_that_fit, free_memory
-from cloudvid_stages.pictures import fit_picture, open_picture, size_of
+from cloudvid_stages.pictures import fit_picture, open_picture
 from cloudvid_stages.recipe import NOT_PARAMETERS, digest_of, make_recipe, recipe_of_png
 from cloudvid_stages.settings import ImageToVideoSettings
 from cloudvid_stages.stage import PipelineStage, Stopwatch, draw_seed, generator
@@ -43,6 +43,7 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
     """
 
     stage: ClassVar[Stage] = Stage.I2V
+    smallest: ClassVar[str] = "64x64x2"
 
     def describe(self) -> Description:
         """What this worker says of itself."""
@@ -58,11 +59,14 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
             raise RequestError.invalid([Fault("decode_chunk_size", rule, chunk)])
         num_frames = request.num_frames or self._pipeline.unet.config.num_frames
         steps = request.num_inference_steps
-        # Limits are held against the header before pixels are decoded; a picture on its side has the same area.
-        (width, height), faults = clip_size(size_of(picture, settings.max_image_pixels), request.width, request.height)
-        is_sure = (request.width is None) == (request.height is None) and not faults
-        check_limits(settings, pixels=width * height if is_sure else 0, frames=num_frames, steps=steps)
-        image = open_picture(picture, settings.max_image_pixels)
+
+        def check_size(size: tuple[int, int]) -> None:
+            """Limits are held against the header before pixels are decoded; on its side a picture has the same area."""
+            (width, height), faults = clip_size(size, request.width, request.height)
+            is_sure = (request.width is None) == (request.height is None) and not faults
+            check_limits(settings, pixels=width * height if is_sure else 0, frames=num_frames, steps=steps)
+
+        image = open_picture(picture, settings.max_image_pixels, check_size)
         (width, height), faults = clip_size(image.size, request.width, request.height)
         if faults:
             raise RequestError.invalid(faults)

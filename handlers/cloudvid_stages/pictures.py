@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -27,12 +27,16 @@ _SCAN, _END = b"\xda", b"\xd9"
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 2**20  # characters, of up to four bytes each, all from some hundred bytes
 
 
-def open_picture(data: bytes, max_pixels: int = 4096 * 4096) -> Image.Image:
+def open_picture(
+    data: bytes, max_pixels: int = 4096 * 4096, check_size: Callable[[tuple[int, int]], None] = lambda size: None
+) -> Image.Image:
     """The picture in a file as RGB, upright, transparent parts on black.
 
     Args:
         data: the file.
         max_pixels: most pixels, held against the file's header before anything is decoded.
+        check_size: told width and height of the header, before the picture is decoded and turned upright; what it
+            raises is passed on.
 
     Raises:
         RequestError: 422; not a picture, of a format, size or kind that is not taken, or broken.
@@ -40,6 +44,7 @@ def open_picture(data: bytes, max_pixels: int = 4096 * 4096) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file can cause a line of the log for each of 65535 broken EXIF tags
         image = _looked_at(data, max_pixels)
+        check_size(image.size)
         try:
             image.load()
             image = ImageOps.exif_transpose(image)
@@ -51,17 +56,6 @@ def open_picture(data: bytes, max_pixels: int = 4096 * 4096) -> Image.Image:
             raise
         except Exception as error:  # Pillow's decoders raise what truncated or absurd data led them to
             raise _refused(f"must be a whole picture ({type(error).__name__})") from None
-
-
-def size_of(data: bytes, max_pixels: int = 4096 * 4096) -> tuple[int, int]:
-    """Width and height as the file's header has them, before it is turned upright.
-
-    Raises:
-        RequestError: 422; as `open_picture`, but for what only decoding shows.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _looked_at(data, max_pixels).size
 
 
 def _looked_at(data: bytes, max_pixels: int) -> Image.Image:

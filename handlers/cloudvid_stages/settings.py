@@ -38,7 +38,7 @@ class StageSettings(BaseModel):
     """Hub ids to try where `model` is not to be had."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; of a directory it is ignored."""
-    dtype: Annotated[Literal["auto", "bf16", "fp16", "fp32"], _pixels("last bits")] = "auto"
+    dtype: Annotated[Literal["auto", "bf16", "fp16", "fp32"], _pixels("visible")] = "auto"
     """Precision of the weights and the computation. auto: fp16 on a GPU, fp32 on a CPU."""
     offload: Annotated[Literal["none", "model", "sequential", "group"], _pixels("exact")] = "none"
     """What stays in the host's memory until it is needed on the GPU: nothing, whole models, single layers (least
@@ -182,6 +182,8 @@ class ImageToVideoSettings(StageSettings):
     """Most pixels of such a picture; 16.8 million take up to 257 MiB while they are decoded."""
 
 
+_OF_THE_MODEL = ("mirrors", "revision", "lora", "lora_scale")
+"""Settings of the YAML that do not outlive its model, where the environment names another."""
 Settings = TypeVar("Settings", bound=StageSettings)
 
 
@@ -206,7 +208,8 @@ def read_settings(
         if text:
             values[name] = _from_text(prefix + name.upper(), text, field.annotation)
             if name == "model":
-                values |= {"mirrors": (), "revision": None}  # the YAML's are those of the YAML's model
+                for belonging in _OF_THE_MODEL:
+                    values.pop(belonging, None)
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -82,6 +82,8 @@ class PipelineStage(ABC, Generic[SettingsKind]):
 
     stage: ClassVar[Stage]
     batches: ClassVar[bool] = False
+    smallest: ClassVar[str]
+    """Size of the cheapest request, as in the setting `warm_up`."""
 
     def __init__(self, loaded: LoadedPipeline, settings: SettingsKind) -> None:
         self._loaded = loaded
@@ -231,14 +233,14 @@ class PipelineStage(ABC, Generic[SettingsKind]):
             SettingsError: a size is wrong, a run fails, or nothing was compiled.
         """
         compiles, cache = self._settings.compile != "off", self._loaded.deep_cache
-        is_risky = cache or self._settings.offload != "none"
-        sizes = self._settings.warm_up or (("",) if compiles else ("64x64",) if is_risky else ())
+        needs_proof = cache is not None or self._settings.offload != "none"
+        sizes = self._settings.warm_up or (("",) if compiles else (self.smallest,) if needs_proof else ())
         before = graphs_compiled() if compiles else 0
         for size in sizes:
             began = perf_counter()
             try:
                 numbers = [int(part) for part in size.split("x")] if size else []
-                job = self._warm_up_job(numbers, cache.interval if cache else 1)
+                job = self._warm_up_job(numbers, steps=2 if cache else 1)
             except ValueError as error:
                 rule = "; ".join(map(str, faults_of(error, BaseModel))) if isinstance(error, ValidationError) else error
                 raise SettingsError(f"warm_up: {size!r} is no size of {self.stage}: {rule}") from None

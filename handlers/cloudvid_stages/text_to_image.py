@@ -31,6 +31,7 @@ class TextToImage(PipelineStage[TextToImageSettings]):
 
     stage: ClassVar[Stage] = Stage.T2I
     batches: ClassVar[bool] = True
+    smallest: ClassVar[str] = "64x64"
 
     def _accept(self, job: Job) -> _Accepted:
         request = job.request
