@@ -30,11 +30,12 @@ from types import FrameType
 
 import nginx_files
 from nginx_files import Address, ProxyError
-from torchserve_process import PORTS, STAGES
+from torchserve_process import PORTS, STAGES, running_in
 from upstreams import Hosts, OwnServers
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DEFAULT = f"127.0.0.1:8080={_ROOT / '.run/key_file.json'}"
+_RUN_DIR = _ROOT / ".run"
+_EXAMPLE = "127.0.0.1:8080=.run/key_file.json"
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _SECONDS = 0.2  # between two looks at the files
 
@@ -194,10 +195,16 @@ def _listens(address: Address) -> bool:
         return probe.connect_ex((host, address.port)) == 0
 
 
+def _of_make_start() -> tuple[Address, Path]:
+    """The server that `make start` runs, or will."""
+    server = running_in(_RUN_DIR)
+    return Address("127.0.0.1", server.port if server else 8080), _RUN_DIR / "key_file.json"
+
+
 def _server(text: str) -> tuple[Address, Path]:
     address, _, key_file = text.partition("=")
     if not key_file:
-        raise ProxyError(f"--t2i and --i2v must be ADDRESS=KEY_FILE, like {_DEFAULT}; got {text!r}")
+        raise ProxyError(f"--t2i and --i2v must be ADDRESS=KEY_FILE, like {_EXAMPLE}; got {text!r}")
     return Address.parse(address), Path(key_file).absolute()
 
 
@@ -233,7 +240,7 @@ def _proxy(options: argparse.Namespace) -> Proxy:
         if upstream.scheme == "http" and not (options.insecure_http or all(a.is_loopback for a in upstream.addresses)):
             raise ProxyError("--host http:// would send tokens and pictures in the clear; https://, or --insecure-http")
     else:
-        servers = {stage: _server(text) for stage, text in (own or dict.fromkeys(STAGES, _DEFAULT)).items()}
+        servers = {stage: _server(text) for stage, text in own.items()} or dict.fromkeys(STAGES, _of_make_start())
         upstream = OwnServers(servers, inside)
         for mine in (address, inside):
             for taken, _ in servers.values():

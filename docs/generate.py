@@ -10,45 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from openapi import openapi
 from pydantic import BaseModel, TypeAdapter
-from pydantic.json_schema import models_json_schema
 
 from cloudvid.events import BatchEvent
 from cloudvid.scenes import EXAMPLE, scene_schema
-from cloudvid_schema import __version__
-from cloudvid_schema.bodies import ACCEPTED
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
-from cloudvid_schema.protocol import (
-    DIGEST_HEADER,
-    IMAGE_TYPES,
-    JSON,
-    MEDIA_TYPE,
-    MODEL_HEADER,
-    MULTIPART,
-    NDJSON,
-    SEED_HEADER,
-    TIMING_HEADER,
-    ErrorBody,
-    Failed,
-    ImageToVideoRequest,
-    Progress,
-    Result,
-    Stage,
-    Started,
-    TextToImageRequest,
-)
 from cloudvid_stages.settings import ImageToVideoSettings, StageSettings, TextToImageSettings
 
 _ROOT = Path(__file__).resolve().parent.parent
-_ERRORS = {
-    400: "The body cannot be read, or (type `InvalidKeyException`) the token is missing, wrong or expired.",
-    413: "The picture, or the whole request (then with an empty body), is too large.",
-    415: "The endpoint does not read this Content-Type.",
-    422: "Parameters or the picture break their rules; `errors` names each.",
-    500: "The stage failed, or its worker died.",
-    503: "The queue is full, or the stage has no worker.",
-    507: "Out of memory.",
-}
 
 
 def _range(schema: dict[str, Any]) -> str:
@@ -112,92 +82,6 @@ def settings_page() -> str:
     )
     sections = [f"## {title}\n\n{settings_table(kind, shared)}\n" for title, kind, shared in tables]
     return "\n".join([(_ROOT / "docs/settings_head.md").read_text(), *sections])
-
-
-def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]) -> dict[str, Any]:
-    def header(text: str) -> dict[str, Any]:
-        # An event stream has none of these headers: its events say the same.
-        return {"description": text, "required": False, "schema": {"type": "string"}}
-
-    file = {
-        "description": "The file, or the events of a request with `Accept: application/x-ndjson`.",
-        "headers": {
-            SEED_HEADER: header("The seed in force. (With a file; an event stream has it in its first event.)"),
-            MODEL_HEADER: header("Identity of the model, `id@revision`."),
-            DIGEST_HEADER: header("`sha-256=:<base64>:` of the body (RFC 9530)."),
-            TIMING_HEADER: header("Milliseconds of denoise, decode, encode."),
-        },
-        "content": {
-            MEDIA_TYPE[stage]: {"schema": {"type": "string", "format": "binary"}},
-            NDJSON: {"schema": {"$ref": "#/components/schemas/Event"}},
-        },
-    }
-    error = {JSON: {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
-    return {
-        "tags": [stage],
-        "parameters": query,
-        "requestBody": {"required": True, "content": bodies},
-        "responses": {"200": file}
-        | {str(code): {"description": text, "content": error} for code, text in _ERRORS.items()},
-    }
-
-
-def openapi() -> dict[str, Any]:
-    """OpenAPI description of both endpoints."""
-    models = (TextToImageRequest, ImageToVideoRequest, ErrorBody, Started, Progress, Result, Failed)
-    _, definitions = models_json_schema(
-        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
-    )
-    schemas: dict[str, Any] = definitions["$defs"]
-    events = [{"$ref": f"#/components/schemas/{name}"} for name in ("Started", "Progress", "Result", "Failed")]
-    schemas["Event"] = {"description": "One line of an event stream.", "oneOf": events}
-    i2v = schemas["ImageToVideoRequest"]
-    i2v_properties = i2v["properties"]
-    picture = {"type": "string", "description": "The picture."}
-    json_body = {
-        **i2v,
-        "properties": {"image": picture | {"contentEncoding": "base64"}, **i2v_properties},
-        "required": ["image"],
-    }
-    parameters = {"$ref": "#/components/schemas/ImageToVideoRequest"}
-    form = {
-        "type": "object",
-        "properties": {"image": picture | {"format": "binary"}, "parameters": parameters, **i2v_properties},
-        "required": ["image"],
-        "additionalProperties": False,
-    }
-    query = [
-        {"name": name, "in": "query", "schema": field, "description": field["description"]}
-        for name, field in i2v_properties.items()
-        if name != "metadata"
-    ]
-    model_name = {"name": "model_name", "in": "query", "required": True, "schema": {"const": "i2v"}}
-    raw = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES}
-    t2i_body = {kind: {"schema": {"$ref": "#/components/schemas/TextToImageRequest"}} for kind in ACCEPTED[Stage.T2I]}
-    i2v_body = {JSON: {"schema": json_body}, MULTIPART: {"schema": form}}
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "CloudVid endpoints",
-            "version": __version__,
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "TorchServe's prediction API of the model archives t2i and i2v.",
-        },
-        "servers": [{"url": "http://127.0.0.1:8080"}],
-        "security": [{"token": []}],
-        "paths": {
-            "/predictions/t2i": {"post": {"summary": "A picture of a prompt", **_operation(Stage.T2I, t2i_body, [])}},
-            "/predictions/i2v": {"post": {"summary": "A clip of a picture", **_operation(Stage.I2V, i2v_body, [])}},
-            "/invocations": {
-                "post": {
-                    "summary": "A clip of a picture sent alone, parameters in the query "
-                    "(TorchServe drops the query of /predictions)",
-                    **_operation(Stage.I2V, raw, [model_name, *query]),
-                }
-            },
-        },
-        "components": {"schemas": schemas, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
-    }
 
 
 def outputs() -> dict[Path, str]:

@@ -193,7 +193,7 @@ class _Http(BaseHTTPRequestHandler):
 
     def do_GET(self):
         name = self.path.rsplit("/", 1)[-1].partition("?")[0]
-        if self.path == "/ping":
+        if name == "ping":
             self._send(200, {}, b"{}")
         elif self.path.startswith("/models/"):
             stage = Stage(name)

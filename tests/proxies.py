@@ -79,10 +79,10 @@ def before(url: str, keys: Path, listen: int) -> list[str]:
 
 
 @contextmanager
-def proxy(tokens: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> Iterator[Running]:
-    """A proxy that listens; it is interrupted at the end of the block."""
-    command = [*prefix, sys.executable, str(ROOT / "deploy/proxy.py"), "--tokens", str(tokens), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def proxy(tokens: Path, *arguments: str, prefix: tuple[str, ...] = (), folder: Path = ROOT) -> Iterator[Running]:
+    """A proxy of the checkout in this folder, once it listens; it is interrupted at the end of the block."""
+    command = [*prefix, sys.executable, "deploy/proxy.py", "--tokens", str(tokens), *arguments]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     running = Running("", process)
 
     def read() -> None:

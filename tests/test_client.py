@@ -5,12 +5,14 @@ import hashlib
 import json
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from fake_server import Answer, error, fake_server
 
 import cloudvid
 from cloudvid import Client, errors
+from cloudvid.slots import Slots
 from cloudvid_schema.protocol import Stage
 
 PICTURE = b"the picture"
@@ -200,5 +202,26 @@ def test_waiting_goes_on_until_the_worker_is_ready():
 
 
 def test_a_management_api_that_cannot_be_asked_leaves_the_ping_to_decide():
-    with fake_server(lambda seen: Answer()) as server:
+    with fake_server(lambda seen: Answer(404 if seen.path.startswith("/ready") else 200)) as server:
         client_of(server, management=f"http://127.0.0.1:{closed_port()}").check_ready()
+
+
+def test_behind_a_proxy_its_ready_decides_and_is_the_number_of_requests_at_once_unless_one_was_given():
+    counts = {"t2i": {"READY": 3, "UNLOADING": 1}, "i2v": {"READY": 0, "UNLOADING": 2}}
+
+    def answer(seen):
+        parts = urlsplit(seen.path)
+        assert parts.query.startswith("stage="), "two servers may stand behind it"
+        stage = parts.query.removeprefix("stage=")
+        told = json.dumps({"stages": {stage: {"workers": counts[stage], "pending_requests": 0}}}).encode()
+        return Answer(200 if counts[stage]["READY"] else 503, told) if parts.path == "/ready" else Answer()
+
+    with fake_server(answer) as server:
+        client = client_of(server, management=f"http://127.0.0.1:{closed_port()}")
+        client.check_ready(Stage.T2I)
+        with pytest.raises(errors.NotReady, match="i2v has no worker that is ready, of 2"):
+            client.check_ready()
+        for given, expected in (({}, 4), ({Stage.T2I: 12}, 12)):
+            slots = Slots(client, given)
+            slots.stop()
+            assert slots.count(Stage.T2I) == expected

@@ -48,7 +48,7 @@ ROWS = [
     (Answer(502, b"<html>Bad Gateway"), "Unreachable", FOREVER),
     (Answer(504, b"<html>Gateway Timeout"), "BrokenAnswer", 1),
     (Answer(408, b""), "BrokenAnswer", 1),
-    (error(400, "InvalidKeyException", "Token Authorization failed."), "Unauthorized", 1),
+    (error(400, "InvalidKeyException", "Token Authorization failed."), "Unauthorized", 3),
     (Answer(401, b"login"), "Unauthorized", 0),
     (Answer(403, b"no"), "Rejected", 0),
     (Answer(200, b"", {"Content-Type": "application/x-ndjson"}), "BrokenAnswer", 2),

@@ -1,16 +1,20 @@
 """nginx as `deploy/proxy.py` runs it: what it lets through, how, and what it says where it does not."""
 
+import json
 import os
+import re
 import socket
 import threading
 
 import pytest
 import requests
 from conftest import ROOT
+from jsonschema import Draft202012Validator
+from key_file import read_keys
 from proxies import BEARER, TOKEN, before, error_of, key_file, needs_nginx, proxy, recorder, stub, tokens_file
 from torchserve_process import free_port
 
-from cloudvid import Client, errors
+from cloudvid import Client, Stage, errors
 
 pytestmark = needs_nginx
 T2I, I2V = "/predictions/t2i", "/predictions/i2v"
@@ -34,6 +38,7 @@ def test_the_ordinary_client_gets_a_picture_and_a_clip_through_it(server, throug
     events = []
     client = Client(through.url, token=TOKEN)
     client.check_ready()
+    assert [client.proxy_readiness(stage).ready for stage in Stage] == [1, 1]
     small = {"width": 64, "height": 64, "num_inference_steps": 2, "seed": 3}
     picture = client.text_to_image("a lighthouse", on_event=events.append, **small)
     assert picture.data == server.client().text_to_image("a lighthouse", **small).data
@@ -192,3 +197,23 @@ def test_the_largest_body_passes_and_one_byte_more_does_not(seen):
     chunked = requests.post(running.url + T2I, headers=BEARER, data=iter([body, b"x"]), timeout=60)
     assert error_of(chunked).code == 413
     assert [len(body) for *_, body in requests_seen] == [most]
+
+
+def test_the_http_reference_describes_what_the_proxy_and_the_server_answer(server, through):
+    paths = json.loads((ROOT / "docs/openapi.json").read_text())
+    told = re.search(r"map \$status \$problem \{(.*?)\}", (ROOT / "deploy/nginx.conf").read_text(), re.DOTALL)[1]
+    of_heads_that_cannot_be_read = {"414", "494", "497"}
+    for name in ("t2i", "i2v"):
+        described = paths["paths"][f"/predictions/{name}"]["post"]["responses"]
+        assert set(re.findall(r"^\s+(\d+)", told, re.MULTILINE)) - of_heads_that_cannot_be_read <= set(described)
+    asked = ["/ping", "/ping?stage=i2v", "/ready", "/ready?stage=t2i", "/ready?stage=x"]
+    for url, bearer in (
+        (through.url, BEARER),
+        (server.url, {"Authorization": f"Bearer {read_keys(server.key_file).inference}"}),
+    ):
+        for path in asked if url == through.url else asked[:2]:
+            for headers in (bearer, {}):
+                answer = requests.get(url + path, headers=headers, timeout=30)
+                of_path = paths["paths"][path.partition("?")[0]]["get"]["responses"]
+                (schema,) = (each["schema"] for each in of_path[str(answer.status_code)]["content"].values())
+                Draft202012Validator(schema | {"components": paths["components"]}).validate(answer.json())

@@ -161,7 +161,7 @@ def test_the_client_comes_through_tls_with_a_certificate_of_ones_own_and_not_wit
     files = certificate(tmp_path)
     with recorder(tmp_path, "--cert", str(files[0]), "--key", str(files[1])) as (running, seen):
         Client(running.url, token=TOKEN, ca=files[0]).check_ready(Stage.T2I)
-        assert [path for _, path, _, _ in seen] == ["/ping"]
+        assert [path for _, path, _, _ in seen] == ["/ping?stage=t2i"]
         with pytest.raises(Unreachable):
             Client(running.url, token=TOKEN).check_ready(Stage.T2I)
 

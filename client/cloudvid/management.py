@@ -27,7 +27,7 @@ _QUESTION_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Readiness:
-    """Workers of one stage, as the management API counts them."""
+    """Workers of one stage."""
 
     stage: Stage
     ready: int

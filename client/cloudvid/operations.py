@@ -61,6 +61,20 @@ class Operations:
         """
         return self._management.readiness(stage)
 
+    def proxy_readiness(self, stage: Stage) -> Readiness | None:
+        """Workers of a stage as `/ready` of the proxy before it counts them, of one host where several stand behind;
+        None where no proxy tells.
+        """
+        url = f"{self._urls[stage]}/ready"
+        try:
+            with self._connection.call(
+                "GET", url, "inference", params={"stage": stage}, timeout=CONNECT_SECONDS
+            ) as response:
+                workers = response.json()["stages"][stage]["workers"]
+                return Readiness(stage, int(workers["READY"]), sum(map(int, workers.values())))
+        except (errors.CloudVidError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+
     def describe(self, stage: Stage, timeout: float = CONNECT_SECONDS) -> Description | None:
         """What a worker of a stage says of itself, or None where it cannot be asked or is busy for too long.
 
@@ -116,7 +130,8 @@ class Operations:
         return scaling.to(stage, workers, max_workers)
 
     def check_ready(self, *stages: Stage) -> None:
-        """Return where every stage has a READY worker, or where the endpoints answer and workers cannot be counted.
+        """Return where every stage has a READY worker, or where the endpoints answer and workers cannot be counted,
+        neither by the management API nor by a proxy.
 
         Raises:
             Unreachable: nothing answers at an endpoint's address.
@@ -125,7 +140,7 @@ class Operations:
         """
         for stage in stages or tuple(Stage):
             status = self.ping(stage)
-            readiness = self.readiness(stage)
+            readiness = self.readiness(stage) or self.proxy_readiness(stage)
             if readiness is not None and readiness.ready:
                 continue  # whatever befell another worker
             if status == 500:
@@ -148,7 +163,7 @@ class Operations:
         if not self._says_unhealthy(stage):
             return True
         try:
-            readiness = self.readiness(stage)
+            readiness = self.readiness(stage) or self.proxy_readiness(stage)
         except errors.NotReady:
             return False
         return readiness is not None and readiness.ready > 0
@@ -168,7 +183,8 @@ class Operations:
             ServerUnavailable: nothing answers, or the token is refused.
         """
         url = f"{self._urls[stage]}/ping"
-        with self._connection.call("GET", url, "inference", timeout=CONNECT_SECONDS) as response:
+        query = {"stage": stage}  # for a proxy before two servers; TorchServe does not read it
+        with self._connection.call("GET", url, "inference", params=query, timeout=CONNECT_SECONDS) as response:
             return response.status_code
 
     def wait_until_ready(self, *stages: Stage, timeout: float = 600.0) -> None:

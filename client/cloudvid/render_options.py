@@ -23,4 +23,5 @@ class RenderOptions:
     embed_recipe: bool = True
     """Whether the files carry their recipe."""
     concurrency: Mapping[Stage, int] = field(default_factory=dict)
-    """Requests at once for a stage whose workers cannot be counted; default 1."""
+    """Requests at once for a stage whose workers cannot be counted; default: as a proxy before the server counts the
+    workers of one host, else 1."""

@@ -15,12 +15,14 @@ class Slots:
 
     Args:
         client: whom to ask.
-        fallback: requests at once where the management API cannot be asked; default 1.
+        fallback: requests at once where the management API cannot be asked; default: as a proxy before the server
+            counts the workers of one host, else 1.
     """
 
     def __init__(self, client: Client, fallback: Mapping[Stage, int]) -> None:
         self._client = client
         self._stop = threading.Event()
+        self._fallback = fallback
         self._counts = {stage: fallback.get(stage, 1) for stage in Stage}
         self._refresh()
         threading.Thread(target=self._watch, name="slots", daemon=True).start()
@@ -43,5 +45,7 @@ class Slots:
                 readiness = self._client.readiness(stage)
             except CloudVidError:
                 continue
+            if stage not in self._fallback:  # who gave a number may know of more hosts
+                readiness = readiness or self._client.proxy_readiness(stage)
             if readiness is not None:  # else the last count stands
                 self._counts[stage] = max(1, readiness.ready) + 1

@@ -46,12 +46,13 @@ def run(
     ] = 3600.0,
     wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for a server that is not ready.")] = 0.0,
     t2i_concurrency: Annotated[
-        int,
+        int | None,
         typer.Option("--t2i-concurrency", min=1, max=_MANY, help="Pictures at once, where workers cannot be counted."),
-    ] = 1,
+    ] = None,
     i2v_concurrency: Annotated[
-        int, typer.Option("--i2v-concurrency", min=1, max=_MANY, help="Clips at once, where workers cannot be counted.")
-    ] = 1,
+        int | None,
+        typer.Option("--i2v-concurrency", min=1, max=_MANY, help="Clips at once, where workers cannot be counted."),
+    ] = None,
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="Whether the files carry their recipe.")
     ] = True,
@@ -76,7 +77,9 @@ def run(
         retries=retries,
         patience=patience,
         embed_recipe=metadata,
-        concurrency={Stage.T2I: t2i_concurrency, Stage.I2V: i2v_concurrency},
+        concurrency={
+            stage: count for stage, count in zip(Stage, (t2i_concurrency, i2v_concurrency), strict=True) if count
+        },
     )
     client.timeout = timeout
     client.wait_until_ready(timeout=wait)
