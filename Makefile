@@ -46,7 +46,7 @@ model_store/t2i.mar: .venv/.ready deploy/archives.py $(wildcard handlers/*.py ha
 	@$(BIN)/python deploy/archives.py model_store
 
 weights: setup ## fetch the real models into the Hub's cache
-	@PYTHONPATH=handlers $(BIN)/python -m cloudvid_stages.weights t2i i2v
+	@PYTHONPATH=handlers $(BIN)/python -m cloudvid_stages.weights t2i i2v --list
 
 run: archives ## the whole job: server, SCENES, stop; the files are in OUT
 	@$(SERVER) with $(START) -- $(BIN)/cloudvid run '$(SCENES)' --output-dir '$(OUT)' --wait 1800
@@ -77,5 +77,5 @@ lint: .venv/.dev ## style, types, import rules, generated files
 	@PYTHONPATH=client:handlers $(BIN)/python docs/generate.py --check
 
 clean: stop ## remove everything that make made, but not OUT
-	@rm -rf .venv .run models model_store/*.mar build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv .run models model_store/*.mar model_store/SHA256SUMS build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

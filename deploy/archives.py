@@ -5,6 +5,8 @@ this repository at run time.
 """
 
 import argparse
+import contextlib
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import tempfile
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
+LIST = "SHA256SUMS"
+"""In the model store: the archives' digests, as `sha256sum -c` reads them."""
 _PACKAGES = (_ROOT / "client/cloudvid_schema", _ROOT / "handlers/cloudvid_stages")
 
 
@@ -36,7 +40,27 @@ def build(stage: str, store: Path, version: str) -> Path:
         store.mkdir(parents=True, exist_ok=True)
         half = store / f".{stage}.mar.half"
         shutil.copy(out / f"{stage}.mar", half)
-        return half.replace(store / f"{stage}.mar")
+        digests = {name: digest for name, digest in listed(store).items() if name != f"{stage}.mar"}
+        digests[f"{stage}.mar"] = sha256(half)
+        half_list = store / f".{LIST}.half"
+        half_list.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())))
+        archive = half.replace(store / f"{stage}.mar")
+        half_list.replace(store / LIST)
+        return archive
+
+
+def listed(store: Path) -> dict[str, str]:
+    """The sha256 of each archive when it was built, by name; of none where there is no list."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = (store / LIST).read_text().splitlines()
+        return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    return {}
+
+
+def sha256(file: Path) -> str:
+    """Of a file, hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def main() -> None:

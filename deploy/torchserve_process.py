@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import archives
 import psutil
 from exporter import EXPORTER
 from java import java_home
@@ -86,13 +87,20 @@ class Server:
         """Start TorchServe, with the exporter beside it, in a process group of its own.
 
         Raises:
-            ServerError: no Java, no archives, a port that is taken, or a server that runs already.
+            ServerError: no Java, no archives or changed ones, a port that is taken, or a server that runs already.
         """
         if running := running_in(self.run_dir):
             raise ServerError(f"a server runs already on {running.url} (make stop ends it)")
+        digests = archives.listed(model_store)
         for stage in self.stages:
-            if not (model_store / f"{stage}.mar").is_file():
-                raise ServerError(f"{model_store}/{stage}.mar is not there; `make archives` builds it")
+            archive = model_store / f"{stage}.mar"
+            if not archive.is_file():
+                raise ServerError(f"{archive} is not there; `make archives` builds it")
+            if archives.sha256(archive) != digests.get(archive.name):
+                raise ServerError(
+                    f"{archive} is not the one that was built: its sha256 is not that of {archives.LIST} beside it;"
+                    " delete both archives, and `make archives` builds them"
+                )
         if not _free(range(self.port, self.port + PORTS)):
             raise ServerError(f"a port of {self.port} to {self.port + PORTS - 1} is taken; choose another with PORT=")
         java = java_home()

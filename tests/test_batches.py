@@ -25,7 +25,7 @@ from cloudvid_stages.recipe import recipe_of_png
 
 
 @pytest.fixture(scope="module")
-def batching(tmp_path_factory, tiny_models, model_store):
+def batching(tmp_path_factory, tiny_models):
     """A server of the same archives, but for batches of four in t2i.yaml."""
     work = tmp_path_factory.mktemp("batching")
     for name in ("handlers", "deploy"):
@@ -39,7 +39,6 @@ def batching(tmp_path_factory, tiny_models, model_store):
         text = text.replace(old, new)
     config.write_text(text)
     subprocess.run([sys.executable, work / "deploy/archives.py", work / "store"], check=True, timeout=120)
-    shutil.copy(model_store / "i2v.mar", work / "store")
     for stage, path in tiny_models.items():
         os.environ[f"CLOUDVID_{stage.upper()}_MODEL"] = str(path)
     process = Server(work / "run", free_port())

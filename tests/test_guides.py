@@ -80,8 +80,8 @@ def checkout(tmp_path, tiny_models, model_store):
             (tmp_path / ".venv" / part.name).symlink_to(part)
     (tmp_path / ".venv/.ready").touch()
     (tmp_path / "model_store").mkdir()
-    for archive in model_store.glob("*.mar"):
-        shutil.copyfile(archive, tmp_path / "model_store" / archive.name)
+    for file in model_store.iterdir():
+        shutil.copyfile(file, tmp_path / "model_store" / file.name)
     models = {f"CLOUDVID_{stage.upper()}_MODEL": str(path) for stage, path in tiny_models.items()}
     kept = {name: value for name, value in os.environ.items() if name != "CLOUDVID_SERVER"}
     yield tmp_path, kept | models | {"PORT": str(free_port())}

@@ -190,7 +190,7 @@ def test_what_cannot_be_or_does_nothing_is_refused_at_load(load, stage, settings
 
 def test_every_setting_can_be_overridden_by_environment():
     values = {
-        "model": "elsewhere", "mirrors": "a/b, c/d", "revision": "v2", "dtype": "bf16", "offload": "model",
+        "model": "elsewhere", "mirrors": "a/b, c/d", "revision": "v2", "check_weights": "false", "dtype": "bf16", "offload": "model",
         "attention": "sliced", "channels_last": "true", "fuse_qkv": "false", "compile": "regional",
         "compile_cache": "/cache", "warm_up": "64x64,128x64", "deep_cache": "3", "vae_slicing": "1", "vae_tiling": "0",
         "max_pixels": "1000", "max_steps": "9", "max_megapixel_steps": "0.5", "scheduler": "DDIMScheduler",

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from cloudvid_schema.protocol import Stage
 from cloudvid_stages import memory, speed
 from cloudvid_stages.deep_cache import DeepCache
+from cloudvid_stages.digests import check_list
 from cloudvid_stages.settings import SettingsError, StageSettings, TextToImageSettings
 from cloudvid_stages.weights import PIPELINES, find, find_lora, fingerprint_of_file
 
@@ -44,6 +45,8 @@ def load_pipeline(stage: Stage, settings: StageSettings, device: str) -> LoadedP
     """
     checkpoint = find(settings)
     checkpoint.check(stage)
+    if settings.check_weights:
+        check_list(checkpoint.path, checkpoint.identity)
     identity = checkpoint.identity
     if torch.device(device).type == "cuda":
         torch.cuda.set_device(device)  # what asks for `cuda` means this worker's, and opens no context on another

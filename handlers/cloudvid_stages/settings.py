@@ -38,6 +38,9 @@ class StageSettings(BaseModel):
     """Hub ids to try where `model` is not to be had."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; of a directory it is ignored."""
+    check_weights: Annotated[bool, _pixels("exact")] = True
+    """Whether every file is held against the model's `SHA256SUMS`, where it has one, before it is loaded: a core does
+    1 to 2 GB in a second."""
     dtype: Annotated[Literal["auto", "bf16", "fp16", "fp32"], _pixels("visible")] = "auto"
     """Precision of the weights and the computation. auto: fp16 on a GPU, fp32 on a CPU."""
     offload: Annotated[Literal["none", "model", "sequential", "group"], _pixels("exact")] = "none"

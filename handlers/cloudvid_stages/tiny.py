@@ -36,6 +36,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar as disable_other_progress_bar
 
 from cloudvid_schema.protocol import TINY_MODEL, Stage
+from cloudvid_stages.digests import write_list
 
 _SEED = 0
 _DOWN = ("DownEncoderBlock2D",) * 4
@@ -177,6 +178,7 @@ def write(directory: Path) -> dict[Stage, Path]:
             half = Path(tempfile.mkdtemp(prefix=".half-", dir=directory))
             try:
                 make().save_pretrained(half, safe_serialization=True)
+                write_list(half)
                 half.rename(target)
             except OSError:
                 if not target.is_dir():  # else another server was quicker, with the same weights

@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 )
 
 from cloudvid_schema.protocol import Stage
+from cloudvid_stages.digests import files_of, write_list
 from cloudvid_stages.settings import (
     ImageToVideoSettings,
     SettingsError,
@@ -162,7 +163,9 @@ def fetch(settings: StageSettings) -> Checkpoint:
                 [file.rfilename for file in info.siblings or ()],
                 settings.precision(torch.cuda.is_available()) == "fp16",
             )
-            return _checkpoint(name, snapshot_download(name, revision=settings.revision, allow_patterns=files))
+            snapshot = snapshot_download(name, revision=settings.revision, allow_patterns=files)
+            write_list(Path(snapshot))
+            return _checkpoint(name, snapshot)
         except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
             reasons.append(f"{name}: {_remedy(name, settings.revision, error)}")
     try:
@@ -237,7 +240,7 @@ def fingerprint(directory: Path) -> str:
     training step moves all weights.
     """
     digest = hashlib.sha256()
-    for file in sorted(p for p in directory.rglob("*") if p.suffix in (".json", ".txt", ".model", ".safetensors")):
+    for file in files_of(directory):
         size = file.stat().st_size
         digest.update(f"{file.relative_to(directory).as_posix()}\0{size}\0".encode())
         with file.open("rb") as stream:
@@ -256,6 +259,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """Fetch the weights of the stages named on the command line."""
     parser = argparse.ArgumentParser(description="Fetch the weights of the named stages into the Hub's cache.")
     parser.add_argument("stages", nargs="+", type=Stage, metavar="t2i|i2v")
+    parser.add_argument("--list", action="store_true", help="write SHA256SUMS into a model directory too")
     parser.add_argument("--settings", type=Path, default=Path("handlers"), help="folder of t2i.yaml and i2v.yaml")
     options = parser.parse_args(None if arguments is None else list(arguments))
     for stage in options.stages:
@@ -265,7 +269,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
             checkpoint = fetch(settings)
             checkpoint.check(stage)
             fetch_lora(settings)
-        except SettingsError as error:
+            if options.list:
+                write_list(checkpoint.path)
+        except (SettingsError, OSError) as error:
             print(f"{stage}: {error}", file=sys.stderr)
             return 1
         print(f"{stage}: {checkpoint.identity}")

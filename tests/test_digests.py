@@ -1,0 +1,102 @@
+"""A model or an archive of which a file was changed since it was made does not start."""
+
+import shutil
+import subprocess
+
+import pytest
+from torchserve_process import Server, ServerError, free_port
+
+from cloudvid_stages.digests import files_of, write_list
+from cloudvid_stages.settings import SettingsError
+from cloudvid_stages.text_to_image import TextToImage
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def model(tmp_path, tiny_models):
+    return shutil.copytree(tiny_models["t2i"], tmp_path / "model")
+
+
+def load(model, **settings):
+    return TextToImage.load({"model": str(model), **settings}, None)
+
+
+def flip_a_bit_in_the_middle(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_the_list_is_one_that_sha256sum_reads_and_it_names_every_file_that_is_loaded(model):
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=model, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": OK") == len(files_of(model)) >= 10
+    load(model)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "vae/config.json", "tokenizer/tokenizer.json"])
+def test_a_changed_file_is_refused_by_name_unless_the_operator_wants_no_check(model, name):
+    file = model / name
+    if name == WEIGHTS:
+        flip_a_bit_in_the_middle(file)
+    else:
+        file.write_text(file.read_text() + "\n")
+    with pytest.raises(SettingsError, match=f"{name} was changed"):
+        load(model)
+    load(model, check_weights=False)
+    (model / "SHA256SUMS").unlink()
+    load(model)
+
+
+def test_a_file_too_many_or_too_few_is_refused_and_so_is_a_list_that_is_none(model):
+    (model / "unet/diffusion_pytorch_model.fp16.safetensors").write_bytes((model / WEIGHTS).read_bytes())
+    with pytest.raises(SettingsError, match=r"fp16\.safetensors is not in SHA256SUMS"):
+        load(model)
+    (model / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
+    (model / "tokenizer/tokenizer.json").unlink()
+    with pytest.raises(SettingsError, match=r"tokenizer/tokenizer\.json is in SHA256SUMS, and is not there"):
+        load(model)
+    (model / "SHA256SUMS").write_text("# none\n")
+    with pytest.raises(SettingsError, match="SHA256SUMS, line 1: must be a sha256 and a name"):
+        load(model)
+
+
+def test_writing_the_list_again_adds_what_is_new_and_forgives_nothing(model):
+    flip_a_bit_in_the_middle(model / WEIGHTS)
+    (model / "new.json").write_text("{}")
+    write_list(model)
+    assert "  new.json\n" in (model / "SHA256SUMS").read_text()
+    with pytest.raises(SettingsError, match="was changed"):
+        load(model)
+
+
+def test_a_file_of_the_hubs_cache_that_is_not_what_its_name_promises_is_said(tmp_path):
+    blob = tmp_path / "blobs" / ("0" * 64)
+    blob.parent.mkdir()
+    blob.write_bytes(b"something else")
+    snapshot = tmp_path / "snapshots/abc"
+    (snapshot / "unet").mkdir(parents=True)
+    (snapshot / WEIGHTS).symlink_to(blob)
+    with pytest.raises(SettingsError, match="was damaged on its way from the Hub"):
+        write_list(snapshot)
+    assert not (snapshot / "SHA256SUMS").exists()
+
+
+@pytest.mark.parametrize("fault", ["archive", "list", "no list"])
+def test_an_archive_that_is_not_the_one_that_was_built_starts_no_server(fault, tmp_path, model_store):
+    store = shutil.copytree(model_store, tmp_path / "store")
+    if fault == "archive":
+        flip_a_bit_in_the_middle(store / "i2v.mar")
+    elif fault == "list":
+        (store / "SHA256SUMS").write_text((store / "SHA256SUMS").read_text().replace("i2v", "other"))
+    else:
+        (store / "SHA256SUMS").unlink()
+    server = Server(tmp_path / "run", free_port())
+    with pytest.raises(ServerError, match=r"\.mar is not the one that was built"):
+        server.spawn(store)
+    assert not server.run_dir.exists()
+    done = subprocess.run(
+        ["sha256sum", "-c", "SHA256SUMS"], cwd=model_store, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["i2v.mar: OK", "t2i.mar: OK"]
