@@ -1,9 +1,12 @@
 """Fixtures: one real server for the whole run, with the tiny models, in a folder and on ports of its own."""
 
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "handlers"), str(ROOT / "deploy")]
 for name in [name for name in os.environ if name.startswith("CLOUDVID_")]:
     del os.environ[name]  # a developer's own server is none of the tests' business
+# As the server does: torch's threads that spin while they wait make small models many times slower on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import archives  # noqa: E402
 import profiles  # noqa: E402
-from torchserve_process import Server, free_port  # noqa: E402
+from folders import batch, pictures_and_clips  # noqa: E402
+from loopback import free_port  # noqa: E402
+from torchserve_process import Server  # noqa: E402
 
-from cloudvid import Client  # noqa: E402
+from cloudvid import Client, Stage, render  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +41,6 @@ class Running:
     """The server under test."""
 
     process: Server
-    models: dict[str, Path]
 
     @property
     def url(self) -> str:
@@ -66,10 +72,38 @@ class Running:
         return Client(self.url, key_file=self.key_file, **options)
 
 
+def naming(models: Mapping[str, Path]) -> dict[str, str]:
+    """The environment variables that name a server's models."""
+    return {f"CLOUDVID_{stage.upper()}_MODEL": str(path) for stage, path in models.items()}
+
+
+def end(server: Server) -> None:
+    """End a server at once and clean up: where ending it is not what is tried, its orderly seconds are not waited for."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        os.killpg(json.loads(server.pid_file.read_text())["pid"], signal.SIGKILL)
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def tiny_models() -> dict[str, Path]:
     named = profiles.choose_models("tiny")
     return {stage: Path(named[f"CLOUDVID_{stage.upper()}_MODEL"]) for stage in ("t2i", "i2v")}
+
+
+@pytest.fixture(scope="session")
+def load(tiny_models):
+    """Loads a stage with its tiny model, and with settings, in this process."""
+    import stages  # torch and diffusers take seconds to import: most tests need neither
+
+    return lambda stage, **settings: stages.load(tiny_models[stage], stage, **settings)
+
+
+@pytest.fixture(scope="session")
+def plain(load):
+    """Of each stage, the pixels that it makes of its request where no setting is changed."""
+    import stages
+
+    return {stage: stages.pixels(stage, load(stage))[0] for stage in stages.KINDS}
 
 
 @pytest.fixture(scope="session")
@@ -80,19 +114,39 @@ def model_store(tmp_path_factory) -> Path:
     return store
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory, tiny_models, model_store) -> Iterator[Running]:
-    for stage, path in tiny_models.items():
-        os.environ[f"CLOUDVID_{stage.upper()}_MODEL"] = str(path)
-    os.environ["MY_SECRET"] = os.environ["CLOUDVID_TOKEN"] = "canary"
-    process = Server(tmp_path_factory.mktemp("run"), free_port())
-    process.spawn(model_store)
-    del os.environ["MY_SECRET"], os.environ["CLOUDVID_TOKEN"]
+@contextmanager
+def running_server(run_dir: Path, models: Mapping[str, Path], model_store: Path, **environment) -> Iterator[Running]:
+    """A server of these stages, its workers ready, for the time of the block."""
+    process = Server(run_dir, free_port(), tuple(models))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (naming(models) | environment).items():
+            patch.setenv(name, value)
+        process.spawn(model_store)
     try:
-        running = Running(process, tiny_models)
-        running.client().wait_until_ready(timeout=120)
+        running = Running(process)
+        for stage in models:
+            running.client().wait_until_ready(Stage(stage), timeout=300)
         yield running
     finally:
-        process.stop()
-        for stage in tiny_models:
-            del os.environ[f"CLOUDVID_{stage.upper()}_MODEL"]
+        end(process)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, tiny_models, model_store) -> Iterator[Running]:
+    secrets = {"MY_SECRET": "canary", "CLOUDVID_TOKEN": "canary"}
+    with running_server(tmp_path_factory.mktemp("run"), tiny_models, model_store, **secrets) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def undisturbed_batch(server, tmp_path_factory) -> Callable[[int], dict[str, bytes]]:
+    """Pictures and clips of a batch of so many scenes, ten at most, that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "out"
+    for _ in render(batch(10), server.client(), folder):
+        pass
+    made = pictures_and_clips(folder)
+
+    def of(count: int) -> dict[str, bytes]:
+        return {name: data for name, data in made.items() if int(name[1 : name.index("_")]) < count}
+
+    return of

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import threading
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from loopback import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -111,14 +111,5 @@ def _etag(file):
     return hashlib.sha1(file.read_bytes()).hexdigest()
 
 
-@contextmanager
 def fake_hub(repositories, **options):
-    server = FakeHub(repositories, **options)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return serving(FakeHub(repositories, **options))

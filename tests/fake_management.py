@@ -6,8 +6,6 @@ from urllib.parse import parse_qs, urlsplit
 
 from fake_server import Answer, error
 
-from cloudvid import Client
-
 
 def worker(number, status="READY", pid=None, **more):
     """A worker as TorchServe lists it."""
@@ -73,7 +71,3 @@ class Fake:
             "workers": self.workers[stage],
             "jobQueueStatus": {"pendingRequests": self.pending[stage], "remainingCapacity": 100 - self.pending[stage]}, **more,
         }  # fmt: skip
-
-
-def client_of(server, **options):
-    return Client(server.url, **{"management": server.url, "token": "t", **options})

@@ -1,11 +1,16 @@
 """A server that speaks TorchServe's protocol with answers made beforehand: for faults that a real one rarely has."""
 
+import base64
+import hashlib
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from loopback import serving
+
+PICTURE = b"the picture"
 
 
 @dataclass
@@ -22,6 +27,28 @@ def error(status: int, kind: str, message: str = "") -> Answer:
     """An error as TorchServe words it."""
     body = json.dumps({"code": status, "type": kind, "message": message}).encode()
     return Answer(status, body, {"Content-Type": "application/json"})
+
+
+def workers(*states: str) -> Answer:
+    """A stage whose workers are in these states."""
+    return Answer(body=json.dumps([{"workers": [{"status": state} for state in states]}]).encode())
+
+
+def event_lines(*events: str | dict, data: bytes = PICTURE) -> Answer:
+    """A stream of events: those that are named, and others as they are given."""
+    result = {
+        "event": "result", "media_type": "image/png", "size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "seed": 7,
+        "model": "m@1", "timings": {}, "recipe": {}, "data": base64.b64encode(data).decode(),
+    }  # fmt: skip
+    named = {
+        "started": {"event": "started", "stage": "t2i", "seed": 7, "model": "m@1"},
+        "progress": {"event": "progress", "phase": "denoise", "step": 1, "steps": 2},
+        "result": result,
+    }
+    lines = [json.dumps(named[event] if isinstance(event, str) else event) for event in events]
+    return Answer(
+        body="".join(line + "\n" for line in lines).encode(), headers={"Content-Type": "application/x-ndjson"}
+    )
 
 
 @dataclass
@@ -71,14 +98,5 @@ class _Handler(BaseHTTPRequestHandler):
         """Silent."""
 
 
-@contextmanager
-def fake_server(answer: Callable[[Seen], Answer], keep: bool = True) -> Iterator[FakeServer]:
-    server = FakeServer(answer, keep)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def fake_server(answer: Callable[[Seen], Answer], keep: bool = True) -> AbstractContextManager[FakeServer]:
+    return serving(FakeServer(answer, keep))

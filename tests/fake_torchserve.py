@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import ts
 from fake_server import Answer
+from loopback import serving
 from PIL import Image
 from ts.context import Context, RequestProcessor
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
@@ -176,10 +176,10 @@ class FakeTorchServe(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def await_post(self, count, process):
-        """Return once so many POSTs were made, or the process has ended."""
+    def await_post(self, count, is_alive):
+        """Return once so many POSTs were made, or the client is no longer alive."""
         with self.arrived:
-            while self.posts.total() < count and process.poll() is None:
+            while self.posts.total() < count and is_alive():
                 self.arrived.wait(timeout=0.05)
 
     def handle_error(self, request, client_address):
@@ -285,14 +285,5 @@ def _row(headers: Mapping[str, str], body: bytes) -> dict[str, bytes]:
     return row
 
 
-@contextmanager
 def fake_torchserve(**options):
-    server = FakeTorchServe(**options)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return serving(FakeTorchServe(**options))

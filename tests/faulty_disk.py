@@ -1,7 +1,12 @@
 """A disk that fails."""
 
 import os
+import sys
+from pathlib import Path
 
+from folders import scenes
+
+from cloudvid import Client, parse_scenes, render
 from cloudvid.outputs import Disk
 
 
@@ -42,3 +47,10 @@ class Faulty(Disk):
         if self._count() and self._fault != "short":
             self._fail()
         super().replace(source, target)
+
+
+def main() -> None:
+    """A batch of one scene in a process that ends at a file operation: URL FOLDER OPERATION."""
+    url, folder, at = sys.argv[1:]
+    client = Client(url, management=url, token="t")
+    list(render(parse_scenes(scenes(1)), client, Path(folder), disk=Faulty(int(at), "exit")))

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from cloudvid import parse_scenes
 from cloudvid.media_files import check_whole
 
 TYPES = {".png": "image/png", ".mp4": "video/mp4"}
@@ -38,3 +39,18 @@ def scenes(count: int, **t2i) -> list[dict]:
 def write_scenes(path: Path, count: int) -> Path:
     path.write_text(json.dumps(scenes(count)))
     return path
+
+
+def batch(count):
+    """Scenes whose clips take a second or so."""
+    t2i = {"width": 64, "height": 64, "num_inference_steps": 6}
+    i2v = {"num_frames": 6, "num_inference_steps": 8, "decode_chunk_size": 2}
+    document = [
+        {"id": f"s{index}", "scene_desc": f"scene {index}", "t2i_params": t2i, "i2v_params": i2v}
+        for index in range(count)
+    ]
+    return parse_scenes(document)
+
+
+def pictures_and_clips(folder):
+    return {name: data for name, data in contents(folder).items() if name.endswith(tuple(TYPES))}

@@ -19,7 +19,7 @@ def noise(width=96, height=64, mode="RGB"):
     return Image.frombytes(mode, (width, height), random.Random(0).randbytes(size))
 
 
-def encoded(image, kind, **options):
+def encoded(image, kind="PNG", **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

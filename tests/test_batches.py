@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -14,9 +13,8 @@ import pynvml
 import pytest
 import requests
 import torch
-from conftest import ROOT, Running
+from conftest import ROOT, running_server
 from fake_torchserve import _Picture, _Worker, fake_torchserve
-from torchserve_process import Server, free_port
 
 from cloudvid import Client
 from cloudvid_schema.protocol import JSON, NDJSON, PNG, Stage
@@ -26,7 +24,7 @@ from cloudvid_stages.recipe import recipe_of_png
 
 @pytest.fixture(scope="module")
 def batching(tmp_path_factory, tiny_models):
-    """A server of the same archives, but for batches of four in t2i.yaml."""
+    """A server of t2i alone, whose archive is the same but for batches of four in t2i.yaml."""
     work = tmp_path_factory.mktemp("batching")
     for name in ("handlers", "deploy"):
         shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -39,16 +37,8 @@ def batching(tmp_path_factory, tiny_models):
         text = text.replace(old, new)
     config.write_text(text)
     subprocess.run([sys.executable, work / "deploy/archives.py", work / "store"], check=True, timeout=120)
-    for stage, path in tiny_models.items():
-        os.environ[f"CLOUDVID_{stage.upper()}_MODEL"] = str(path)
-    process = Server(work / "run", free_port())
-    process.spawn(work / "store")
-    try:
-        running = Running(process, tiny_models)
-        running.client().wait_until_ready(timeout=120)
+    with running_server(work / "run", {"t2i": tiny_models["t2i"]}, work / "store") as running:
         yield running
-    finally:
-        process.stop()
 
 
 def ask(server, accept=PNG, **values):

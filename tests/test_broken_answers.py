@@ -3,18 +3,18 @@
 import json
 
 import pytest
-from fake_server import Answer
+from fake_server import Answer, event_lines
 from fake_torchserve import fake_torchserve
 from folders import scenes
-from test_client import event_lines
+from loopback import client_of
 
-from cloudvid import Client, RenderOptions, parse_scenes, render
+from cloudvid import RenderOptions, parse_scenes, render
 from cloudvid.events import SceneFailed
 
 
 def test_an_answer_that_stalls_fails_and_never_becomes_a_file(tmp_path):
     with fake_torchserve(step_seconds=30) as server:
-        client = Client(server.url, management=server.url, token="t", timeout=0.3)
+        client = client_of(server, timeout=0.3)
         events = list(render(parse_scenes(scenes(1)), client, tmp_path / "out", RenderOptions(retries=0)))
     assert [event.error for event in events if isinstance(event, SceneFailed)] == ["Stalled"]
     assert not (tmp_path / "out/s0_base_image.png").exists()
@@ -35,7 +35,7 @@ def doctored(**changes):
 def test_a_result_of_wrong_length_digest_or_content_never_becomes_a_file(changes, tmp_path):
     answer = Answer(200, doctored(**changes), {"Content-Type": "application/x-ndjson"})
     with fake_torchserve(fault=lambda stage, body: answer) as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         events = list(render(parse_scenes(scenes(1)), client, tmp_path / "out", RenderOptions(retries=0)))
     assert [event.error for event in events if isinstance(event, SceneFailed)] == ["BrokenAnswer"]
     assert not list((tmp_path / "out").glob("*.png"))

@@ -1,16 +1,15 @@
 """The command line: what is printed, what is written, and the exit codes."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
-from fake_server import Answer, error, fake_server
+from command_line import cloudvid
+from fake_server import Answer, error, fake_server, workers
 from fake_torchserve import fake_torchserve
+from loopback import closed_port, connection
 from movies import read_mp4
 from PIL import Image
-from test_client import closed_port, workers
 from test_scenes import BAD
 
 from cloudvid.cli import main
@@ -24,14 +23,6 @@ SCENES = [
     }
     for index in range(2)
 ]
-
-
-def cloudvid(*arguments, cwd, environment=None):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDVID_")}
-    command = [sys.executable, "-m", "cloudvid.cli", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=clean | (environment or {}), capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 @pytest.fixture
@@ -108,7 +99,7 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_code_3(scene_file, tmp_
 def test_a_server_that_is_not_ready_is_one_line_and_exit_code_3(scene_file, tmp_path):
     answer = workers("LOADING")
     with fake_server(lambda seen: answer if seen.path.startswith("/models/") else Answer()) as fake:
-        arguments = ["--server", fake.url, "--management", fake.url, "--token", "t"]
+        arguments = connection(fake)
         done = cloudvid("run", scene_file, *arguments, cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr == "error: t2i has no worker that is ready, of 1; `cloudvid wait` waits until it has\n"
@@ -117,7 +108,7 @@ def test_a_server_that_is_not_ready_is_one_line_and_exit_code_3(scene_file, tmp_
 def test_one_scenes_failure_stops_no_other_and_is_exit_code_1(scene_file, tmp_path):
     refuse = error(422, "InvalidParameters", "no")
     with fake_torchserve(fault=lambda stage, body: refuse if b"picture 0" in body else None) as fake:
-        arguments = ["--server", fake.url, "--management", fake.url, "--token", "t", "--output-dir", "out"]
+        arguments = [*connection(fake), "--output-dir", "out"]
         done = cloudvid("run", scene_file, *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "failed: scene_0: t2i answers 422 InvalidParameters: no" in done.stderr
@@ -202,6 +193,6 @@ def test_validate_says_how_many_scenes_there_are(scene_file, tmp_path):
 def test_an_output_folder_that_cannot_be_used_is_one_line(scene_file, tmp_path):
     (tmp_path / "out").write_text("a file")
     with fake_torchserve() as fake:
-        arguments = ["--server", fake.url, "--management", fake.url, "--token", "t", "--output-dir", "out"]
+        arguments = [*connection(fake), "--output-dir", "out"]
         done = cloudvid("run", scene_file, *arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: out cannot be used: File exists\n")

@@ -3,19 +3,17 @@
 import base64
 import hashlib
 import json
-import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from fake_server import Answer, error, fake_server
+from fake_server import PICTURE, Answer, error, event_lines, fake_server, workers
+from loopback import client_of, closed_port
 
 import cloudvid
 from cloudvid import Client, errors
 from cloudvid.slots import Slots
 from cloudvid_schema.protocol import Stage
-
-PICTURE = b"the picture"
 
 
 def file_answer(data=PICTURE, **changes):
@@ -28,26 +26,6 @@ def file_answer(data=PICTURE, **changes):
         "Server-Timing": "denoise;dur=12.5, decode;dur=3.0",
     }
     return Answer(body=data, headers={**headers, **changes.pop("headers", {})}, **changes)
-
-
-def event_lines(*events, data=PICTURE):
-    result = {
-        "event": "result", "media_type": "image/png", "size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "seed": 7,
-        "model": "m@1", "timings": {}, "recipe": {}, "data": base64.b64encode(data).decode(),
-    }  # fmt: skip
-    named = {
-        "started": {"event": "started", "stage": "t2i", "seed": 7, "model": "m@1"},
-        "progress": {"event": "progress", "phase": "denoise", "step": 1, "steps": 2},
-        "result": result,
-    }
-    lines = [json.dumps(named[event] if isinstance(event, str) else event) for event in events]
-    return Answer(
-        body="".join(line + "\n" for line in lines).encode(), headers={"Content-Type": "application/x-ndjson"}
-    )
-
-
-def client_of(server, **options):
-    return Client(server.url, **{"management": server.url, "token": "t", **options})
 
 
 def test_the_public_names_are_exactly_what_the_package_offers():
@@ -117,12 +95,6 @@ def test_an_invalid_parameter_is_refused_before_anything_is_sent():
     assert server.seen == []
 
 
-def closed_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_a_server_that_is_not_there_is_unreachable_with_a_plain_reason():
     url = f"http://127.0.0.1:{closed_port()}"
     with pytest.raises(errors.Unreachable, match=f"^nothing answers at {url}/predictions/t2i: Connection refused$"):
@@ -161,10 +133,6 @@ def test_a_proxy_or_netrc_of_the_user_never_sees_the_token(monkeypatch, tmp_path
     with fake_server(lambda seen: file_answer()) as server:
         client_of(server).text_to_image("a cat")
     assert server.seen[0].headers["Authorization"] == "Bearer t"
-
-
-def workers(*states):
-    return Answer(body=json.dumps([{"workers": [{"status": state} for state in states]}]).encode())
 
 
 def ready_server(*states):

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from exporter import EXPORTER
 from fake_hub import fake_hub
-from torchserve_process import free_port
+from loopback import free_port
 
 from cloudvid.cli import app
 

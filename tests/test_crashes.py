@@ -8,13 +8,15 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
+import forked
 import pytest
+from command_line import clean_environment
+from fake_server import error
 from fake_torchserve import fake_torchserve
 from faulty_disk import Faulty
 from folders import contents, no_half_file_has_a_final_name, scenes, write_scenes
+from loopback import client_of, connection
 
 from cloudvid import Client, OutputError, RenderOptions, errors, parse_scenes, render
 from cloudvid.events import SceneFailed
@@ -22,26 +24,15 @@ from cloudvid.manifest import read_records
 from cloudvid_schema.protocol import Stage
 
 KILLS = 60
-HERE = Path(__file__).parent
+
+
+def run(server, scene_file, folder):
+    """Arguments of `cloudvid`."""
+    return ["run", str(scene_file), "--output-dir", str(folder), *connection(server), "-q"]
 
 
 def command(server, scene_file, folder):
-    connection = ["--server", server.url, "--management", server.url, "--token", "t"]
-    return [
-        sys.executable,
-        "-m",
-        "cloudvid.cli",
-        "run",
-        str(scene_file),
-        "--output-dir",
-        str(folder),
-        *connection,
-        "-q",
-    ]
-
-
-def clean_environment():
-    return {name: value for name, value in os.environ.items() if not name.startswith("CLOUDVID_")}
+    return [sys.executable, "-m", "cloudvid.cli", *run(server, scene_file, folder)]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +40,7 @@ def undisturbed(tmp_path_factory):
     """The folder of a batch of six that nothing disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
     with fake_torchserve() as server:
-        list(render(parse_scenes(scenes(6)), Client(server.url, management=server.url, token="t"), folder))
+        list(render(parse_scenes(scenes(6)), client_of(server), folder))
     return contents(folder)
 
 
@@ -71,19 +62,17 @@ def test_sixty_kills_lose_damage_and_double_nothing(undisturbed, tmp_path):
         with fake_torchserve(step_seconds=0.03, fault=note) as server:
             while True:
                 on_record, before = recorded(folder), len(posted)
-                process = subprocess.Popen(
-                    command(server, scene_file, folder), env=clean_environment(), stdout=subprocess.PIPE, text=True
-                )
-                server.await_post(before + 1, process)  # the moments are those of the work, not of Python's imports
-                try:
-                    process.communicate(timeout=draw.uniform(0.0, 0.3) if killed_here < 12 else 60)
-                except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGKILL)
-                    process.communicate()
+                arguments = run(server, scene_file, folder)
+                process = forked.start("cloudvid.cli:main", *arguments, cwd=tmp_path, environment=clean_environment())
+                # The moments are those of the work, not of what comes before it.
+                server.await_post(before + 1, process.is_alive)
+                process.join(timeout=draw.uniform(0.0, 0.3) if killed_here < 12 else 60)
+                process.kill()
+                process.join()
                 assert not on_record.intersection(posted[before:]), "what is on record is never made again"
-                if process.returncode == 0:
+                if process.exitcode == 0:
                     break
-                assert process.returncode == -signal.SIGKILL
+                assert process.exitcode == -signal.SIGKILL
                 killed_here += 1
                 assert no_half_file_has_a_final_name(folder)
             assert len(posted) <= 12 + 4 * killed_here, "at most the two of each stage that were in flight"
@@ -103,7 +92,7 @@ def whole_pair(tmp_path_factory):
     """The folder of one scene that nothing disturbs, and how many file operations it took."""
     folder, disk = tmp_path_factory.mktemp("whole") / "out", Faulty(0, "short")
     with fake_torchserve() as server:
-        list(render(parse_scenes(scenes(1)), Client(server.url, management=server.url, token="t"), folder, disk=disk))
+        list(render(parse_scenes(scenes(1)), client_of(server), folder, disk=disk))
     assert disk.operations > 25
     return contents(folder), disk.operations
 
@@ -112,7 +101,7 @@ def whole_pair(tmp_path_factory):
 def test_each_file_operation_may_fail_and_the_next_run_mends_it(fault, whole_pair, tmp_path):
     undisturbed, operations = whole_pair
     with fake_torchserve() as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         for at in range(1, operations + 1):
             folder = tmp_path / str(at)
             disk = Faulty(at, fault)
@@ -133,38 +122,23 @@ def test_each_file_operation_may_fail_and_the_next_run_mends_it(fault, whole_pai
 @pytest.mark.slow
 def test_the_process_may_end_at_each_file_operation_and_the_next_run_mends_it(whole_pair, tmp_path):
     undisturbed, operations = whole_pair
-    script = textwrap.dedent("""
-        import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]
-        from pathlib import Path
-        from cloudvid import Client, parse_scenes, render
-        from folders import scenes
-        from faulty_disk import Faulty
-        client = Client(sys.argv[3], management=sys.argv[3], token="t")
-        list(render(parse_scenes(scenes(1)), client, Path(sys.argv[4]), disk=Faulty(int(sys.argv[5]), "exit")))
-    """)
     with fake_torchserve() as server:
-        client = Client(server.url, management=server.url, token="t")
-        ended = []
-        paths = [str(HERE), str(HERE.parent / "client"), server.url]
+        client = client_of(server)
         for at in range(1, operations + 1):
-            process = subprocess.Popen([sys.executable, "-c", script, *paths, str(tmp_path / str(at)), str(at)])
-            ended.append(process)
-            if len(ended) % 2 == 0:
-                for each in ended[-2:]:
-                    assert each.wait(timeout=120) == 9
-        for each in ended:
-            assert each.wait(timeout=120) == 9
-        for at in range(1, operations + 1):
-            assert no_half_file_has_a_final_name(tmp_path / str(at))
-            list(render(parse_scenes(scenes(1)), client, tmp_path / str(at)))
-            assert contents(tmp_path / str(at)) == undisturbed, f"operation {at}"
+            folder = tmp_path / str(at)
+            arguments = server.url, folder, at
+            ended = forked.run("faulty_disk:main", *arguments, cwd=tmp_path, environment=clean_environment())
+            assert ended.returncode == 9, ended.stderr
+            assert no_half_file_has_a_final_name(folder)
+            list(render(parse_scenes(scenes(1)), client, folder))
+            assert contents(folder) == undisturbed, f"operation {at}"
 
 
 def test_an_answer_cut_at_a_hundred_places_never_becomes_a_file(tmp_path, whole_pair):
     undisturbed, _ = whole_pair
     cuts = {}
     with fake_torchserve(cut=lambda stage: cuts.get(stage)) as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         names = {Stage.T2I: "s0_base_image.png", Stage.I2V: "s0_video.mp4"}
         lengths = {stage: len(undisturbed[name]) * 4 // 3 for stage, name in names.items()}  # of the data alone
         for index in range(100):
@@ -183,7 +157,7 @@ def test_an_answer_cut_at_a_hundred_places_never_becomes_a_file(tmp_path, whole_
 def test_two_clients_on_one_folder_do_no_damage_and_the_second_says_what_is_going_on(undisturbed, tmp_path):
     scene_file = write_scenes(tmp_path / "scenes.json", 6)
     with fake_torchserve(step_seconds=0.05) as server:
-        first = render(parse_scenes(scenes(6)), Client(server.url, management=server.url, token="t"), tmp_path / "out")
+        first = render(parse_scenes(scenes(6)), client_of(server), tmp_path / "out")
         next(first)
         second = subprocess.run(
             command(server, scene_file, tmp_path / "out"),
@@ -203,7 +177,7 @@ def test_where_the_lock_lies_two_clients_still_do_no_damage_and_lose_nothing(und
     """Each makes half of the scenes, at the same time; the second to open sweeps what it takes for leftovers."""
     monkeypatch.setattr("fcntl.flock", lambda *_: None)
     with fake_torchserve(workers=2, step_seconds=0.01) as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         halves = [["s0", "s2", "s4"], ["s1", "s3", "s5"]]
         batches = [
             render(parse_scenes(scenes(6)), client, tmp_path / "out", RenderOptions(only=half)) for half in halves
@@ -225,7 +199,7 @@ def test_where_the_lock_lies_two_clients_still_do_no_damage_and_lose_nothing(und
 
 def test_one_stage_that_is_away_does_not_stop_what_the_other_can_still_do(undisturbed, tmp_path):
     with fake_torchserve() as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         list(render(parse_scenes(scenes(6)), client, tmp_path / "out"))
         for index in range(3):
             (tmp_path / f"out/s{index}_video.mp4").unlink()
@@ -241,16 +215,16 @@ def test_hang_up_is_ignored_under_nohup(tmp_path):
     scene_file = write_scenes(tmp_path / "scenes.json", 2)
     with fake_torchserve(step_seconds=0.1) as server:
         process = subprocess.Popen(["nohup", *command(server, scene_file, tmp_path / "out")], env=clean_environment())
-        server.await_post(1, process)
+        server.await_post(1, lambda: process.poll() is None)
         process.send_signal(signal.SIGHUP)
         assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_run_at_once_with_130_and_a_command_that_resumes(sign, undisturbed, tmp_path):
-    """A step takes a minute here: a client that waited for it would be killed by the time-out."""
+    """A step takes ten minutes here: a client that waited for it would be killed by the time-out."""
     scene_file = write_scenes(tmp_path / "scenes.json", 6)
-    with fake_torchserve(step_seconds=60) as server:
+    with fake_torchserve(step_seconds=600) as server:
         process = subprocess.Popen(
             [*command(server, scene_file, tmp_path / "out")[:-1], "--json"],
             env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -259,7 +233,7 @@ def test_an_interrupt_ends_the_run_at_once_with_130_and_a_command_that_resumes(s
             if '"stage_started"' in line:
                 break
         process.send_signal(sign)
-        events, said = process.communicate(timeout=10)
+        events, said = process.communicate(timeout=60)
         assert process.returncode == 130
     last = json.loads(events.splitlines()[-1])
     assert (last["event"], last["stopped"]) == ("batch_finished", "interrupted")
@@ -271,11 +245,9 @@ def test_an_interrupt_ends_the_run_at_once_with_130_and_a_command_that_resumes(s
 
 
 def test_fail_fast_stops_at_the_first_failure(tmp_path):
-    from fake_server import error
-
     refuse = error(422, "InvalidParameters")
     with fake_torchserve(fault=lambda stage, body: refuse if b"scene 0" in body else None) as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         events = list(render(parse_scenes(scenes(6)), client, tmp_path / "out", RenderOptions(fail_fast=True)))
     assert events[-1].stopped == "failed"
     assert events[-1].failed == 1

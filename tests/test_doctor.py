@@ -6,27 +6,18 @@ import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from command_line import cloudvid
 from fake_management import Fake, worker
 from fake_server import Answer, error, fake_server
+from loopback import client_of, closed_port, free_port
 from places import levels, place
-from test_cli import cloudvid
-from test_client import closed_port
 
 from cloudvid import Client
 from cloudvid.doctor import CHECKS, Finding, examine, machine, server
 
 
-def six_ports():
-    """The first of six ports that are free now."""
-    for _ in range(50):
-        port = closed_port()
-        if port < 65000 and all(server._is_free(other) for other in range(port, port + 6)):
-            return port
-    raise AssertionError("no six free ports")
-
-
 def test_ports_are_free_or_the_servers_or_somebody_elses(tmp_path):
-    port = six_ports()
+    port = free_port()
     here = place(tmp_path, url=f"http://127.0.0.1:{port}")
     assert levels(server.ports(here)) == ["ok"]
     with socket.socket() as other:
@@ -82,7 +73,7 @@ def test_a_key_file_that_is_none_or_not_there_is_a_problem_and_no_key_at_all_a_n
 
 
 def at(fake, tmp_path):
-    return place(tmp_path, client=Client(fake.url, management=fake.url, token="t"))
+    return place(tmp_path, client=client_of(fake))
 
 
 def said(findings):

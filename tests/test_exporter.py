@@ -13,8 +13,9 @@ import pytest
 import requests
 from conftest import ROOT
 from exporter import Exporter
+from loopback import free_port
 from proxies import key_file, reply, stub, until
-from torchserve_process import PORTS, free_port
+from torchserve_process import PORTS
 
 STAGES = ("t2i", "i2v")
 

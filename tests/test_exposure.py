@@ -1,21 +1,21 @@
 """Who gets in: every route with every kind of key, at TorchServe itself and through the proxy, and every socket."""
 
 import contextlib
-import ipaddress
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import requests
-from conftest import ROOT
+from conftest import ROOT, end, naming
+from listening import OF_ANOTHER, await_listeners, listeners
+from loopback import free_port
 from proxies import TOKEN, before, needs_nginx, proxy, tokens_file, until
-from torchserve_process import PORTS, Server, free_port
+from torchserve_process import PORTS, Server
 
 INFERENCE, MANAGEMENT, METRICS = 0, 1, 2
 REFUSED = "InvalidKeyException"
@@ -107,7 +107,7 @@ def test_a_key_that_has_expired_opens_nothing(tmp_path, tiny_models, model_store
             answer = send(server.port + above, method, path, keys[right])
             assert (answer.status_code, kind(answer)) == (400, REFUSED), (method, path)
     finally:
-        server.stop()
+        end(server)
 
 
 def answers(port):
@@ -143,83 +143,24 @@ def test_through_the_proxy_no_key_of_torchserve_opens_anything_and_a_callers_tok
                 assert status == 200 if is_right else status in (404, 405), (method, path)
 
 
-def listeners(processes):
-    """Addresses and ports on which these listen."""
-    found = set()
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for connection in process.net_connections("inet"):
-                if connection.status == psutil.CONN_LISTEN or connection.type == 2:  # UDP has no state
-                    address = ipaddress.ip_address(connection.laddr.ip)
-                    found.add((str(getattr(address, "ipv4_mapped", None) or address), connection.laddr.port))
-    return found
-
-
-def group_of(server):
-    record = json.loads(server.pid_file.read_text())
-    return [process for process in psutil.process_iter() if _group(process) == record["pid"]]
-
-
-def _group(process):
-    with contextlib.suppress(OSError, psutil.Error):
-        return os.getpgid(process.pid)
-    return None
-
-
-def await_listeners(server):
-    """All six ports, once they are there: not one more, and each on loopback."""
-    expected = {("127.0.0.1", server.port + above) for above in range(PORTS)}
-    until(lambda: listeners(group_of(server)) >= expected)
-    assert listeners(group_of(server)) == expected
-
-
 def test_the_server_listens_on_loopback_alone(server):
     await_listeners(server.process)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["start", "serve one stage", "with"])
-def test_each_mode_of_the_server_listens_on_loopback_alone(mode, tmp_path, tiny_models, model_store):
+def test_a_server_of_one_stage_listens_on_loopback_alone(tmp_path, tiny_models, model_store):
     """Whatever addresses the user's shell holds for another TorchServe."""
-    port = free_port()
-    environment = os.environ | {f"CLOUDVID_{stage.upper()}_MODEL": str(path) for stage, path in tiny_models.items()}
-    environment |= {"TS_INFERENCE_ADDRESS": "http://0.0.0.0:1", "TS_GRPC_INFERENCE_ADDRESS": "0.0.0.0"}
-    command = [sys.executable, str(ROOT / "deploy/server.py"), mode.split()[0], "--port", str(port)]
-    command += ["--model-store", str(model_store), *(["--stage", "i2v"] if "one" in mode else [])]
-    if mode == "with":
-        command += ["--", sys.executable, "-c", "import signal; print('begun', flush=True); signal.pause()"]
-    else:
-        command += ["--run-dir", str(tmp_path / "run")]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    server = Server(tmp_path / "run", free_port())
+    command = [sys.executable, str(ROOT / "deploy/server.py"), "serve", "--stage", "i2v", "--port", str(server.port)]
+    command += ["--model-store", str(model_store), "--run-dir", str(server.run_dir)]
+    process = subprocess.Popen(command, env=os.environ | naming(tiny_models) | OF_ANOTHER, stdout=subprocess.DEVNULL)
     try:
-        server = Server(tmp_path / "run", port)
-        if mode == "start":
-            assert process.wait(timeout=60) == 0
-        elif mode == "with":
-            while process.stdout.readline() != "begun\n":
-                pass
-            (log,) = {
-                child.environ()["LOG_LOCATION"]
-                for child in psutil.Process(process.pid).children()
-                if "LOG_LOCATION" in child.environ()
-            }
-            server = Server(Path(log).parent, port)
-        else:
-            until(server.pid_file.is_file)
         await_listeners(server)
-        if "one" in mode:
-            until(
-                lambda: (
-                    requests.get(f"http://127.0.0.1:{port + PORTS - 1}/ready?stage=t2i", timeout=20).status_code == 404
-                )
-            )
+        other_stage = f"http://127.0.0.1:{server.port + PORTS - 1}/ready?stage=t2i"
+        until(lambda: requests.get(other_stage, timeout=20).status_code == 404)
     finally:
-        if mode == "start":
-            subprocess.run([command[0], command[1], "stop", "--run-dir", str(tmp_path / "run")], timeout=60, check=True)
-        else:
-            process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
-        process.stdout.close()
 
 
 @needs_nginx

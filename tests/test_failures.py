@@ -3,8 +3,9 @@
 import pytest
 from fake_server import Answer, error
 from fake_torchserve import fake_torchserve
+from loopback import client_of
 
-from cloudvid import Client, RenderOptions, ServerUnavailable, errors, failures, parse_scenes, render
+from cloudvid import RenderOptions, ServerUnavailable, errors, failures, parse_scenes, render
 from cloudvid.events import BatchFinished, SceneDone, SceneFailed, StageRetried
 from cloudvid_schema.protocol import Stage
 
@@ -74,7 +75,7 @@ def test_each_answer_has_its_class_and_its_number_of_posts(answer, kind, tries, 
         return answer if left[0] >= 0 else None
 
     with fake_torchserve(fault=fault) as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         events = []
         try:
             for event in render(
@@ -106,7 +107,7 @@ def test_patience_ends_the_wait_for_a_server_that_stays_busy(tmp_path):
 
     busy = error(503, "ServiceUnavailableException")
     with fake_torchserve(fault=lambda stage, body: busy) as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         options = RenderOptions(patience=250.0)
         events = list(render(parse_scenes([SCENE]), client, tmp_path, options, clock=lambda: now[0], wait=wait))
     assert [event.error for event in events if isinstance(event, SceneFailed)] == ["Busy"]
@@ -122,7 +123,7 @@ def test_a_request_that_takes_the_server_down_each_time_is_given_up(tmp_path):
         return Answer(200, b"x", cut=0) if turns[0] % 2 else Answer(502, b"away")
 
     with fake_torchserve(fault=fault) as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         options = RenderOptions(retries=4)
         with pytest.raises(errors.Unreachable):
             list(render(parse_scenes([SCENE]), client, tmp_path, options, wait=lambda attempt: 0.0))
@@ -139,7 +140,7 @@ def test_patience_counts_only_the_time_that_the_server_was_away(tmp_path):
         return answer
 
     with fake_torchserve(fault=fault) as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         options = RenderOptions(patience=900.0)
         events = list(
             render(parse_scenes([SCENE]), client, tmp_path, options, clock=lambda: now[0], wait=lambda attempt: 0.0)
@@ -156,7 +157,7 @@ def test_the_cap_counts_failures_of_every_kind_together(tmp_path):
     ]
     queue = iter(answers)
     with fake_torchserve(fault=lambda stage, body: next(queue)) as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         events = list(
             render(parse_scenes([SCENE]), client, tmp_path, RenderOptions(retries=2), wait=lambda attempt: 0.0)
         )

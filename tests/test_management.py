@@ -4,8 +4,10 @@ import json
 import os
 
 import pytest
-from fake_management import Fake, client_of, worker
+from command_line import rows
+from fake_management import Fake, worker
 from fake_server import Answer, error, fake_server
+from loopback import client_of
 
 from cloudvid import Client, errors
 from cloudvid.cli.status_view import table
@@ -19,15 +21,6 @@ GPU = {
     "gpu": True,
     "gpuUsage": "gpuId::1 utilization.gpu [%]::93 % utilization.memory [%]::40 % memory.used [MiB]::5120 MiB",
 }
-
-
-def rows(text):
-    """The table's rows by stage, each by heading."""
-    first, *others = text.splitlines()
-    starts = [first.index(heading) for heading in first.split()]
-    ends = [*starts[1:], None]
-    cells = [[line[start:end].strip() for start, end in zip(starts, ends, strict=True)] for line in others]
-    return {row[0]: dict(zip(first.split(), row, strict=True)) for row in cells}
 
 
 def test_a_row_says_what_the_workers_and_the_queue_are_doing():

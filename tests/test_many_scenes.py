@@ -8,9 +8,8 @@ import textwrap
 
 import numpy as np
 import pytest
-from fake_server import Answer, fake_server
+from fake_server import Answer, event_lines, fake_server
 from PIL import Image
-from test_client import event_lines
 
 from cloudvid_stages import media
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, PNDMScheduler
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from test_stages import clip, picture, run
+from stages import clip, decoded, picture, run
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from cloudvid_schema.protocol import RequestError, TextToImageRequest
@@ -67,11 +67,7 @@ def test_a_checkpoint_of_the_stable_diffusion_family_is_served_as_diffusers_runs
         asked.prompt, negative_prompt="", width=64, height=64, num_inference_steps=asked.num_inference_steps,
         guidance_scale=asked.guidance_scale, generator=torch.Generator().manual_seed(1),
     ).images[0]  # fmt: skip
-    from io import BytesIO
-
-    from PIL import Image
-
-    assert (np.asarray(Image.open(BytesIO(output.data))) == np.asarray(expected)).all()
+    assert (decoded(output.data) == np.asarray(expected)).all()
 
 
 def test_a_picture_that_the_checkpoints_own_checker_blackens_is_an_error_and_not_a_black_file(tmp_path):

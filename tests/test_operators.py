@@ -10,17 +10,14 @@ import threading
 
 import psutil
 import pytest
-from conftest import ROOT
+from command_line import cloudvid, rows
+from conftest import running_server
 from fake_management import Fake, worker
 from fake_server import fake_server
-from folders import write_scenes
-from test_cli import cloudvid
-from test_client import closed_port
-from test_management import rows
-from test_server_faults import batch, pictures_and_clips
-from torchserve_process import Server, free_port
+from folders import batch, pictures_and_clips, write_scenes
+from loopback import closed_port
 
-from cloudvid import Client, render
+from cloudvid import render
 from cloudvid.events import StageProgress
 from cloudvid_schema.protocol import Stage
 
@@ -181,11 +178,10 @@ class Sampler:
                     self.faults.append((before, seen))
 
 
-def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, tmp_path):
+def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, undisturbed_batch, tmp_path):
     """Each change is made while a request of that stage is in a worker's hands."""
     scenes = batch(8)
-    list(render(scenes, server.client(), tmp_path / "undisturbed"))
-    picture = (tmp_path / "undisturbed/s0_base_image.png").read_bytes()
+    picture = undisturbed_batch(8)["s0_base_image.png"]
     client = server.client()
 
     def scale(stage, workers):
@@ -219,7 +215,7 @@ def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, tm
                 finished = event
         assert change is None, "every change was made"
         assert (finished.done, finished.failed) == (8, 0)
-        assert pictures_and_clips(tmp_path / "out") == pictures_and_clips(tmp_path / "undisturbed")
+        assert pictures_and_clips(tmp_path / "out") == undisturbed_batch(8)
         assert sampler.faults == []
         assert sampler.looks > 10
     finally:
@@ -255,25 +251,16 @@ def test_the_commands_work_with_the_real_server(server, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_cannot_load_its_model_is_told_with_the_reason_and_taken_back(tmp_path, tiny_models, model_store):
-    models = {stage: shutil.copytree(path, tmp_path / path.name) for stage, path in tiny_models.items()}
-    process = Server(tmp_path / "run", free_port())
-    environment = os.environ | {f"CLOUDVID_{stage.upper()}_MODEL": str(path) for stage, path in models.items()}
-    start = [sys.executable, str(ROOT / "deploy/server.py"), "start", "--run-dir", str(process.run_dir)]
-    start += ["--port", str(process.port), "--model-store", str(model_store)]
-    subprocess.run(start, env=environment, check=True, timeout=120)
-    try:
-        client = Client(process.url, key_file=process.run_dir / "key_file.json")
-        client.wait_until_ready(timeout=120)
-        models["i2v"].rename(tmp_path / "away")
-        at_it = {"CLOUDVID_SERVER": process.url, "CLOUDVID_KEY_FILE": str(process.run_dir / "key_file.json")}
-        done = cloudvid("scale", "i2v", 2, cwd=tmp_path, environment=at_it)
+    model = shutil.copytree(tiny_models["i2v"], tmp_path / "model")
+    with running_server(tmp_path / "run", {"i2v": model}, model_store) as running:
+        client = running.client()
+        model.rename(tmp_path / "away")
+        done = cloudvid("scale", "i2v", 2, cwd=tmp_path, environment=running.environment)
         assert done.returncode == 3
         first, *_, last = done.stderr.splitlines()
         assert "died 2 times while it loaded: SettingsError: model directory" in first
         assert last == "error: i2v is back to 1 worker"
-        client.check_ready()
+        client.check_ready(Stage.I2V)
         assert client.ping(Stage.I2V) == 200
-        (tmp_path / "away").rename(models["i2v"])
+        (tmp_path / "away").rename(model)
         assert client.scale(Stage.I2V, 2, timeout=200).ready == 2
-    finally:
-        process.stop()

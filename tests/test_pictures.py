@@ -1,11 +1,10 @@
 """The picture of a clip: what is taken, what is refused, and how it is fitted."""
 
-import io
-import struct
 import zlib
 
 import numpy as np
 import pytest
+from picture_parts import encoded, ihdr, png
 from PIL import Image
 
 from cloudvid_schema.protocol import RequestError
@@ -13,25 +12,9 @@ from cloudvid_schema.sizes import clip_size
 from cloudvid_stages.pictures import fit_picture, open_picture
 
 
-def encoded(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def gradient(width=96, height=64):
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([x * 2, y * 3, x + y], -1).astype(np.uint8))
-
-
-def bomb(width, height):
-    """A PNG of a few bytes that says it is huge."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
-    parts = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -66,9 +49,9 @@ def test_a_photograph_is_turned_upright():
         (encoded(gradient())[:100], "must be a"),
         (encoded(gradient(), "JPEG")[:-200], "must be a whole picture"),
         (encoded(gradient(), "WEBP")[:100], "must be a"),
-        (bomb(5000, 5000), "must have at most 16777216 pixels"),
-        (bomb(100_000, 100_000), "must have at most 16777216 pixels"),
-        (bomb(64, 64), "must be a whole picture"),
+        (png(header=ihdr(5000, 5000)), "must have at most 16777216 pixels"),
+        (png(header=ihdr(100_000, 100_000)), "must have at most 16777216 pixels"),
+        (png(pixels=zlib.compress(bytes(100))), "must be a whole picture"),
         (
             encoded(gradient(), save_all=True, append_images=[gradient().rotate(90)]),
             "must be a still picture, got 2 frames",

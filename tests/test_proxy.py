@@ -4,15 +4,14 @@ import json
 import os
 import re
 import socket
-import threading
 
 import pytest
 import requests
 from conftest import ROOT
 from jsonschema import Draft202012Validator
 from key_file import read_keys
-from proxies import BEARER, TOKEN, before, error_of, key_file, needs_nginx, proxy, recorder, stub, tokens_file
-from torchserve_process import free_port
+from loopback import free_port
+from proxies import BEARER, TOKEN, before, error_of, needs_nginx, proxy, recorder, tokens_file, two_parts
 
 from cloudvid import Client, Stage, errors
 
@@ -77,24 +76,9 @@ def test_whether_a_stage_is_ready_is_told(through):
 
 def test_events_are_passed_on_as_they_come(tmp_path):
     """The stand-in sends its second event only once the first has arrived at the other end."""
-    arrived = threading.Event()
-
-    def answer(handler, body):
-        handler.send_response(200)
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        handler.wfile.write(b"6\r\nfirst\n\r\n")
-        assert arrived.wait(timeout=30)
-        handler.wfile.write(b"7\r\nsecond\n\r\n0\r\n\r\n")
-
-    with (
-        stub(answer) as url,
-        proxy(tokens_file(tmp_path), *before(url, key_file(tmp_path), free_port())) as running,
-        requests.post(running.url + T2I, headers=BEARER, data=b"{}", stream=True, timeout=20) as response,
-    ):
-        lines = response.iter_lines(chunk_size=1)
+    with two_parts(tmp_path) as (_, lines, go_on):
         assert next(lines) == b"first"
-        arrived.set()
+        go_on.set()
         assert next(lines) == b"second"
 
 

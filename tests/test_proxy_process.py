@@ -12,6 +12,7 @@ import pytest
 import requests
 from conftest import ROOT
 from key_file import Renewal, call, read_keys
+from loopback import free_port
 from proxies import (
     BEARER,
     TOKEN,
@@ -27,9 +28,9 @@ from proxies import (
     reply,
     stub,
     tokens_file,
+    two_parts,
     until,
 )
-from torchserve_process import free_port
 
 from cloudvid import Client, Stage, Unreachable
 
@@ -89,28 +90,13 @@ def test_tokens_come_and_go_with_their_file(tmp_path, seen):
 
 
 def test_a_reload_cuts_no_stream(tmp_path):
-    reloaded = threading.Event()
-
-    def answer(handler, body):
-        handler.send_response(200)
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        handler.wfile.write(b"6\r\nfirst\n\r\n")
-        assert reloaded.wait(timeout=60)
-        handler.wfile.write(b"7\r\nsecond\n\r\n0\r\n\r\n")
-
-    with (
-        stub(answer) as url,
-        proxy(tokens_file(tmp_path), *before(url, key_file(tmp_path), free_port())) as running,
-        requests.post(running.url + T2I, headers=BEARER, stream=True, timeout=30) as response,
-    ):
-        lines = response.iter_lines(chunk_size=1)
+    with two_parts(tmp_path) as (running, lines, go_on):
         assert next(lines) == b"first"
         old = {child.pid for child in psutil.Process(running.process.pid).children(recursive=True)}
         tokens_file(tmp_path, "another-token-of-some-length")
         until(lambda: requests.get(running.url + "/x", headers=BEARER, timeout=20).status_code == 401)
         assert {child.pid for child in psutil.Process(running.process.pid).children(recursive=True)} - old
-        reloaded.set()
+        go_on.set()
         assert next(lines) == b"second"
 
 

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from fake_server import error
 from fake_torchserve import fake_torchserve
 from folders import contents, scenes
+from loopback import client_of
 
 import cloudvid
 from cloudvid import Client, RenderOptions, parse_scenes, render
@@ -27,7 +29,7 @@ def server():
 
 def run(server, folder, document, **options):
     """Events of a run; and what was made: {(scene, stage): reason}."""
-    client = Client(server.url, management=server.url, token="t")
+    client = client_of(server)
     events = list(render(parse_scenes(document), client, folder, RenderOptions(**options)))
     made = {(event.scene, event.stage): event.reason for event in events if isinstance(event, StageStarted)}
     return events, made
@@ -194,8 +196,6 @@ def test_a_record_that_names_another_file_counts_for_nothing(server, done):
 
 def test_a_picture_that_is_damaged_before_its_clip_is_made_is_drawn_again(tmp_path):
     """The damage comes while the clip's first try is answered with `busy`."""
-    from fake_server import error
-
     folder, left = tmp_path / "out", [1]
 
     def fault(stage, body):
@@ -205,7 +205,7 @@ def test_a_picture_that_is_damaged_before_its_clip_is_made_is_drawn_again(tmp_pa
         return None
 
     with fake_torchserve(fault=fault) as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         list(render(parse_scenes(scenes(1)), client, folder, wait=lambda attempt: 0.0))
         assert run(server, folder, scenes(1))[1] == {}
     assert read_recipe(folder / "s0_video.mp4")["picture"]["sha256"] == file_digest(folder / "s0_base_image.png")

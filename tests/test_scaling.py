@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from fake_management import Fake, client_of, worker
+from fake_management import Fake, worker
 from fake_server import fake_server
+from loopback import client_of
 
 from cloudvid import errors
 from cloudvid_schema.protocol import Stage

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, end, naming
 from java import JavaError, java_home
+from listening import OF_ANOTHER, await_listeners
+from loopback import free_port
 from PIL import Image
-from torchserve_process import Server, ServerError, free_port, running_in
+from torchserve_process import Server, ServerError, running_in
 
 from cloudvid import Client, errors
 
@@ -33,7 +35,7 @@ def below(folder):
 
 @pytest.fixture
 def environment(tiny_models):
-    return os.environ | {f"CLOUDVID_{stage.upper()}_MODEL": str(path) for stage, path in tiny_models.items()}
+    return os.environ | naming(tiny_models) | OF_ANOTHER
 
 
 def test_start_and_stop_leave_no_process_and_no_key(tmp_path, model_store, environment):
@@ -43,6 +45,7 @@ def test_start_and_stop_leave_no_process_and_no_key(tmp_path, model_store, envir
     done = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=120, check=False)
     try:
         assert done.returncode == 0, done.stderr
+        await_listeners(Server(tmp_path / "run", port))
         assert below(tmp_path)
         assert (tmp_path / "run/key_file.json").stat().st_mode & 0o077 == 0
         again = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -73,25 +76,30 @@ def test_start_and_stop_leave_no_process_and_no_key(tmp_path, model_store, envir
     assert running_in(tmp_path / "run") is None
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_run_leaves_no_process(sign, tmp_path, model_store, environment):
-    """The client is one that says it has begun and then waits for ever: the signal comes while the server starts."""
+def test_interrupted_runs_leave_no_process(model_store, environment):
+    """Three at once, each with a signal of its own.
+
+    The client is one that says it has begun and then waits for ever: the signals come while the servers start.
+    """
     client = [sys.executable, "-c", "import signal; print('begun', flush=True); signal.pause()"]
-    command = [*SERVER, "with", "--model-store", str(model_store), "--", *client]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line == "begun\n":
-            break
-    started = [
-        Path(p.environ()["LOG_LOCATION"]).parent
-        for p in psutil.Process(process.pid).children()
-        if "LOG_LOCATION" in p.environ()
-    ]
-    run_dir = started[0]
-    assert below(run_dir)
-    process.send_signal(sign)
-    assert process.wait(timeout=60) == 130
-    assert not below(run_dir)
+    ports = {sign: free_port() for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    runs = {}
+    for sign, port in ports.items():
+        command = [*SERVER, "with", "--port", str(port), "--model-store", str(model_store), "--", *client]
+        runs[sign] = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    folders = {}
+    for sign, process in runs.items():
+        while process.stdout.readline() != "begun\n":
+            assert process.poll() is None
+        logs = [child.environ().get("LOG_LOCATION") for child in psutil.Process(process.pid).children()]
+        (folders[sign],) = {Path(log).parent for log in logs if log}
+    await_listeners(Server(folders[signal.SIGINT], ports[signal.SIGINT]))
+    for sign, process in runs.items():
+        assert below(folders[sign])
+        process.send_signal(sign)
+    for sign, process in runs.items():
+        assert process.wait(timeout=120) == 130
+        assert not below(folders[sign])
 
 
 def test_a_client_that_fails_ends_the_server_and_gives_its_exit_code(model_store, environment):
@@ -133,7 +141,7 @@ def test_workers_end_with_a_server_that_is_killed_outright_even_in_mid_inference
         _, alive = psutil.wait_procs(processes, timeout=15)
         assert not alive
     finally:
-        server.stop()
+        end(server)
 
 
 def test_an_archive_that_is_missing_is_named_with_the_remedy(tmp_path):

@@ -1,70 +1,12 @@
 """An operator's settings: each takes effect and does to the pixels what its documentation says, or is refused at load."""
 
-import io
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-import torch._dynamo
-from diffusers import StableDiffusionPipeline
-from peft import LoraConfig, get_peft_model_state_dict
-from PIL import Image
-from test_stages import clip, picture, run
+from stages import KINDS, REQUESTS, clip, decoded, picture, pixels, prompt, run
 
-from cloudvid_schema.jobs import Job
-from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequest
+from cloudvid_schema.protocol import Stage
 from cloudvid_stages import memory
-from cloudvid_stages.image_to_video import ImageToVideo
-from cloudvid_stages.settings import ImageToVideoSettings, SettingsError, TextToImageSettings, read_settings
-from cloudvid_stages.speed import graphs_compiled
-from cloudvid_stages.text_to_image import TextToImage
-
-KINDS = {"t2i": (TextToImage, TextToImageSettings), "i2v": (ImageToVideo, ImageToVideoSettings)}
-
-
-def prompt(**values):
-    return TextToImageRequest(
-        **{"prompt": "a lamp", "width": 128, "height": 64, "num_inference_steps": 4, "seed": 1, **values}
-    )
-
-
-REQUESTS = {"t2i": (prompt(), None), "i2v": (clip(num_frames=3, num_inference_steps=3), picture((128, 128)))}
-
-
-@pytest.fixture(scope="module")
-def load(tiny_models):
-    return lambda stage, **settings: KINDS[stage][0].load({"model": str(tiny_models[stage]), **settings}, None)
-
-
-def pixels(stage, loaded):
-    """What a stage makes of its request: float values of 0 to 1, before any file format rounds them."""
-    request, image = REQUESTS[stage]
-    caught = []
-    processor = loaded._pipeline.image_processor if stage == "t2i" else loaded._pipeline.video_processor
-    name = "postprocess" if stage == "t2i" else "postprocess_video"
-    original = getattr(processor, name)
-
-    def postprocess(tensor=None, *arguments, video=None, **options):
-        caught.append(tensor if tensor is not None else video)
-        return original(
-            *([tensor] if tensor is not None else []),
-            *arguments,
-            **options | ({"video": video} if video is not None else {}),
-        )
-
-    setattr(processor, name, postprocess)
-    try:
-        output = run(loaded, request, image)
-    finally:
-        delattr(processor, name)
-    return caught[0].float(), output
-
-
-@pytest.fixture(scope="module")
-def plain(load):
-    return {stage: pixels(stage, load(stage))[0] for stage in KINDS}
+from cloudvid_stages.settings import SettingsError, TextToImageSettings, read_settings
 
 
 def processors(loaded):
@@ -121,12 +63,9 @@ def test_a_setting_takes_effect_and_changes_the_pixels_as_documented(load, plain
     assert loaded.describe().settings[name] == settings[name]
 
 
-def test_large_pictures_decoded_in_tiles_differ(tiny_models, load):
+def test_large_pictures_decoded_in_tiles_differ(load):
     request = prompt(width=640, height=640, num_inference_steps=1)
-    whole, tiled = (
-        np.asarray(Image.open(io.BytesIO(run(load("t2i", vae_tiling=tiling), request).data))).astype(int)
-        for tiling in (False, True)
-    )
+    whole, tiled = (decoded(run(load("t2i", vae_tiling=tiling), request).data) for tiling in (False, True))
     assert whole.shape == tiled.shape
     assert (whole != tiled).any()
 
@@ -259,46 +198,6 @@ def test_an_offload_that_misses_a_part_is_refused(load):
         memory.install_offload(pipeline, "group", torch.device("cpu"))
 
 
-def lora_file(folder, model, scale=1.0):
-    pipeline = StableDiffusionPipeline.from_pretrained(model)
-    torch.manual_seed(3)
-    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    weights = get_peft_model_state_dict(pipeline.unet)
-    weights = {name: (weight * scale).contiguous() for name, weight in weights.items()}
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights)
-    return folder / "pytorch_lora_weights.safetensors"
-
-
-def test_lora_weights_are_fused_named_in_the_identity_and_work_as_strongly_as_asked(load, plain, tmp_path, tiny_models):
-    file = lora_file(tmp_path, tiny_models["t2i"])
-    differences, identities = [], set()
-    for scale in (0.25, 1.0):
-        loaded = load("t2i", lora=str(file), lora_scale=scale)
-        assert not any("lora" in name for name, _ in loaded._pipeline.unet.named_modules()), "fused, not beside"
-        made, output = pixels("t2i", loaded)
-        differences.append((made - plain["t2i"]).abs().mean().item())
-        identities.add(output.recipe["model"])
-    assert 0 < differences[0] < differences[1]
-    assert len(identities) == 2
-    assert all("+pytorch_lora_weights@" in identity for identity in identities)
-    assert str(tmp_path) not in json.dumps(load("t2i", lora=str(file)).describe().model_dump(mode="json"))
-
-
-@pytest.mark.parametrize("fault", ["zero", "other model", "no lora", "broken"])
-def test_a_lora_that_changes_nothing_or_does_not_fit_is_refused(load, tmp_path, tiny_models, fault):
-    file = lora_file(tmp_path, tiny_models["t2i"], scale=0.0 if fault == "zero" else 1.0)
-    if fault == "other model":
-        from safetensors.torch import load_file, save_file
-
-        save_file({name: torch.cat([weight, weight]).contiguous() for name, weight in load_file(file).items()}, file)
-    elif fault == "no lora":
-        file = next((Path(tiny_models["t2i"]) / "vae").glob("*.safetensors"))
-    elif fault == "broken":
-        file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(SettingsError, match=r"lora: .*\.safetensors (changes no weight of|does not fit) this model"):
-        load("t2i", lora=str(file))
-
-
 def test_fewer_frames_are_decoded_at_once_where_free_memory_has_no_room_for_more(load, monkeypatch):
     loaded = load("i2v", decode_chunk_size=4)
     frame = 4 * loaded._pipeline.vae.config.block_out_channels[1] * 64 * 64 * 4
@@ -317,103 +216,3 @@ def test_the_description_has_settings_limits_device_precision_and_memory_but_no_
     assert (described.device, described.precision) == ("cpu", "fp32")
     assert described.peak_memory > 100 * 2**20
     assert str(tiny_models["i2v"]) not in described.model_dump_json()
-
-
-def test_no_compiler_is_said_at_load(load, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(SettingsError, match=r"compile: full needs a C\+\+ compiler on this machine \(package g\+\+\)"):
-        load("t2i", compile="full")
-
-
-@pytest.mark.slow
-def test_compiled_blocks_make_the_same_picture_and_their_code_is_kept(load, plain, tmp_path):
-    loaded = load("t2i", compile="regional", compile_cache=str(tmp_path), warm_up=["128x64"])
-    made, output = pixels("t2i", loaded)
-    assert (made - plain["t2i"]).abs().max().item() <= 1e-3
-    assert output.recipe["settings"] == {"compile": "regional"}
-    assert any(tmp_path.rglob("*.so")), "compiled code lies in the folder that was named"
-
-
-def test_the_whole_unet_is_one_graph_for_all_sizes(load, plain, monkeypatch):
-    compile_module = torch.nn.Module.compile
-    # Graphs are traced as ever; only the minutes in which a C++ compiler works on them are left out.
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda *args, **options: compile_module(*args, backend="eager", **options)
-    )
-    torch._dynamo.reset()
-    loaded = load("t2i", compile="full", warm_up=["128x64"])
-    before = graphs_compiled()
-    made, output = pixels("t2i", loaded)
-    assert (made - plain["t2i"]).abs().max().item() <= 1e-3
-    for width, height in ((192, 128), (256, 192), (320, 128)):
-        run(loaded, prompt(width=width, height=height, num_inference_steps=1))
-    assert graphs_compiled() == before, "a new size is served by the graph that is there"
-    assert output.recipe["settings"] == {"compile": "full"}
-
-
-def test_jobs_of_one_kind_run_together_and_each_has_its_own_seed_and_error(load):
-    loaded = load("t2i", max_prompt=10)
-    calls, pipeline = [], loaded._pipeline
-
-    class Counting:
-        def __getattr__(self, name):
-            return getattr(pipeline, name)
-
-        def __call__(self, **options):
-            calls.append(len(options["prompt"]))
-            return pipeline(**options)
-
-    loaded._pipeline = Counting()
-    requests = [prompt(seed=1), prompt(seed=2), prompt(seed=3, width=64), prompt(prompt="far too long"), prompt(seed=1)]
-    outcomes = loaded.run([Job(request) for request in requests])
-    assert calls == [3, 1]
-    assert "prompt: its length in characters must be at most 10" in str(outcomes[3])
-    together = [np.asarray(Image.open(io.BytesIO(outcomes[index].data))).astype(int) for index in (0, 1, 2, 4)]
-    alone = [
-        np.asarray(Image.open(io.BytesIO(run(loaded, requests[index]).data))).astype(int) for index in (0, 1, 2, 4)
-    ]
-    for one, other in zip(together, alone, strict=True):
-        assert one.shape == other.shape
-        assert abs(one - other).max() <= 1, "together or alone differ in the last bits"
-    assert (together[0] == together[3]).all()
-    assert outcomes[0].recipe["batch_size"] == 3
-    assert "batch_size" not in outcomes[2].recipe
-    assert outcomes[0].together == 3
-    sliced, whole = (
-        loaded.run([Job(prompt(seed=seed)) for seed in (1, 2)])
-        for loaded in (load("t2i"), load("t2i", vae_slicing=False))
-    )
-    for one, other in zip(sliced, whole, strict=True):
-        pictures = [np.asarray(Image.open(io.BytesIO(output.data))).astype(int) for output in (one, other)]
-        assert abs(pictures[0] - pictures[1]).max() <= 1
-
-
-def test_a_batch_that_does_not_fit_in_memory_runs_in_halves_and_only_what_fits_nowhere_fails(load):
-    loaded = load("t2i")
-    pipeline, sizes = loaded._pipeline, []
-
-    class Small:
-        def __getattr__(self, name):
-            return getattr(pipeline, name)
-
-        def __call__(self, **options):
-            sizes.append(len(options["prompt"]))
-            if len(options["prompt"]) > 2 or "huge" in options["prompt"]:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return pipeline(**options)
-
-    loaded._pipeline = Small()
-    outcomes = loaded.run([Job(prompt(prompt=text)) for text in ("a", "b", "huge", "d")])
-    assert sizes == [4, 2, 2, 1, 1]
-    assert outcomes[2].body.code == 507
-    assert all(outcomes[index].data for index in (0, 1, 3))
-    assert sum(outcomes[index].memory_retries for index in (0, 1, 3)) == 2, "the whole, and the half with the huge one"
-
-
-def test_clips_run_one_after_the_other_whatever_arrives_together(load):
-    loaded = load("i2v")
-    jobs = [Job(clip(seed=seed), picture()) for seed in (1, 2)]
-    outcomes = loaded.run([*jobs, Job(ImageToVideoRequest(), b"no picture")])
-    assert [outcome.data for outcome in outcomes[:2]] == [run(loaded, job.request, picture()).data for job in jobs]
-    assert outcomes[2].body.code == 422

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import namespaces
 import pytest
 import requests
-from conftest import ROOT
+from conftest import ROOT, naming
 from folders import no_half_file_has_a_final_name
 from proxies import TOKEN, certificate, folder_of, needs_nginx, proxy, tokens_file, until
 from torchserve_process import PORTS, Server
@@ -35,7 +35,7 @@ class Host:
     def __init__(self, namespace, address, folder, model_store, tiny_models, tokens, tls, stack):
         self.server = Server(folder / "run", 8080)
         self._namespace = namespace
-        environment = os.environ | {f"CLOUDVID_{stage.upper()}_MODEL": str(path) for stage, path in tiny_models.items()}
+        environment = os.environ | naming(tiny_models)
         # fmt: off
         command = [*namespace.prefix, sys.executable, str(ROOT / "deploy/server.py"), "serve", "--port", "8080",
                    "--run-dir", str(self.server.run_dir), "--model-store", str(model_store)]

@@ -4,48 +4,30 @@ import gc
 import io
 import tracemalloc
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from picture_parts import ihdr, png
 from PIL import Image, ImageFile
-from test_pictures import bomb
+from stages import clip, picture, run
 
-from cloudvid_schema.jobs import Job, WorkerUnfit, ignore
-from cloudvid_schema.protocol import ImageToVideoRequest, RequestError, TextToImageRequest
-from cloudvid_stages.image_to_video import ImageToVideo
+from cloudvid_schema.jobs import WorkerUnfit
+from cloudvid_schema.protocol import RequestError, TextToImageRequest
 from cloudvid_stages.memory import device_faults
 from cloudvid_stages.recipe import digest_of
 from cloudvid_stages.stage import Meter
-from cloudvid_stages.text_to_image import TextToImage
-
-
-def run(loaded, request, picture=None, on_step=ignore):
-    """The output of one request; its error is raised."""
-    (outcome,) = loaded.run([Job(request, picture, on_step=on_step)])
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
 
 
 @pytest.fixture(scope="module")
-def t2i(tiny_models):
-    return lambda **settings: TextToImage.load({"model": str(tiny_models["t2i"]), **settings}, None)
+def t2i(load):
+    return partial(load, "t2i")
 
 
 @pytest.fixture(scope="module")
-def i2v(tiny_models):
-    return lambda **settings: ImageToVideo.load({"model": str(tiny_models["i2v"]), **settings}, None)
-
-
-def picture(size=(64, 64)):
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize(size).convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def clip(**values):
-    return ImageToVideoRequest(**{"num_frames": 5, "num_inference_steps": 1, "seed": 1, **values})
+def i2v(load):
+    return partial(load, "i2v")
 
 
 @pytest.mark.parametrize(
@@ -215,8 +197,8 @@ def test_frames_are_what_the_pipeline_itself_would_have_decoded(i2v):
 def test_hostile_pictures_are_refused_without_much_memory(i2v):
     loaded = i2v()
     hostile = [
-        bomb(100_000, 100_000),
-        bomb(4097, 4096),
+        png(header=ihdr(100_000, 100_000)),
+        png(header=ihdr(4097, 4096)),
         b"\xff\xd8\xff" + b"\0" * 1000,
         b"RIFF\xff\xff\xff\x7fWEBP",
         picture()[:100],

@@ -1,26 +1,22 @@
-"""What a run shows, `plan`, `init`, `schema`, `inspect`, and the gallery in a browser."""
+"""What a run shows, and `plan`, `init`, `schema` and `inspect`."""
 
-import html
 import io
 import json
-import os
 import re
-import shutil
-import subprocess
 
 import jsonschema
 import pytest
+from command_line import cloudvid
 from conftest import ROOT
+from fake_server import error
 from fake_torchserve import fake_torchserve
 from folders import scenes, write_scenes
-from PIL import Image
+from loopback import client_of, closed_port, connection
 from rich.console import Console
-from test_cli import cloudvid
 
-from cloudvid import Client, Stage, parse_scenes, render
+from cloudvid import parse_scenes, render
 from cloudvid.cli.run import resume_command
 from cloudvid.cli.views import LiveView, PlainView
-from cloudvid.events import SceneDone
 from cloudvid.media_files import read_recipe
 
 
@@ -28,10 +24,6 @@ from cloudvid.media_files import read_recipe
 def fake():
     with fake_torchserve() as server:
         yield server
-
-
-def connection(server):
-    return ["--server", server.url, "--management", server.url, "--token", "t"]
 
 
 def test_json_prints_events_that_follow_the_schema_and_text_for_people_on_stderr(fake, tmp_path):
@@ -56,8 +48,6 @@ def test_quiet_prints_paths_and_nothing_else(fake, tmp_path):
 
 
 def test_after_a_failure_the_exact_command_that_resumes_is_printed(tmp_path):
-    from fake_server import error
-
     scene_file = write_scenes(tmp_path / "a scene file.json", 2)
     with fake_torchserve(fault=lambda stage, body: error(422, "x", "y") if b"scene 0" in body else None) as server:
         done = cloudvid("run", scene_file, "--force", "--output-dir", "out", *connection(server), cwd=tmp_path)
@@ -76,7 +66,7 @@ def test_the_bars_of_a_terminal_move_with_the_steps_and_leave_the_lines(tmp_path
     screen = io.StringIO()
     view = LiveView(Console(file=screen, force_terminal=True, width=120), on_clock=False)
     with fake_torchserve() as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         for event in render(parse_scenes(scenes(2)), client, tmp_path):
             view.show(event)
     shown = screen.getvalue()
@@ -91,7 +81,7 @@ def test_elsewhere_a_long_clip_gets_a_line_now_and_then(tmp_path):
     out = io.StringIO()
     view = PlainView(out, clock=lambda: now[0])
     with fake_torchserve() as server:
-        client = Client(server.url, management=server.url, token="t")
+        client = client_of(server)
         for event in render(parse_scenes(scenes(5)), client, tmp_path):
             now[0] += 20.0
             view.show(event)
@@ -128,8 +118,6 @@ def test_plan_says_what_would_run_and_why_and_how_long(fake, tmp_path):
 
 
 def test_plan_without_a_server_says_that_there_is_no_estimate(tmp_path):
-    from test_client import closed_port
-
     scene_file = write_scenes(tmp_path / "scenes.json", 1)
     done = cloudvid("plan", scene_file, "--server", f"http://127.0.0.1:{closed_port()}", cwd=tmp_path)
     assert done.returncode == 0
@@ -194,120 +182,3 @@ def test_inspect_of_what_is_no_whole_file_is_one_line(data, tmp_path):
     done = cloudvid("inspect", "x.png", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-
-
-HOSTILE = '<script>document.title="owned"</script><img src=x onerror=\'document.title="owned"\'>"\'&{{ 7*7 }}'
-
-
-@pytest.fixture(scope="module")
-def gallery(tmp_path_factory):
-    """A folder with a finished, a failed and an unmade scene, and a hostile prompt."""
-    from fake_server import error
-
-    folder = tmp_path_factory.mktemp("gallery") / "out"
-    document = scenes(4, width=96)
-    document[1]["scene_desc"] = document[1]["motion_desc"] = HOSTILE
-    fault = error(507, "OutOfMemory", "out of memory <b>")
-    with fake_torchserve(fault=lambda stage, body: fault if b"scene 2" in body else None) as server:
-        client = Client(server.url, management=server.url, token="t")
-        from cloudvid import RenderOptions
-
-        list(
-            render(
-                parse_scenes(document), client, folder, RenderOptions(only=["s0", "s1", "s2"]), wait=lambda attempt: 0.0
-            )
-        )
-    return folder
-
-
-def test_the_gallery_shows_every_scene_and_escapes_everything(gallery):
-    text = (gallery / "index.html").read_text()
-    assert text.count("<article") == 4
-    assert text.count("<video") == 2
-    assert html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text
-    assert "<script" not in text
-    assert "onerror='" not in text
-    assert "2 done, 1 failed, 1 to do" in text
-    for name in ("s0_base_image.png", "s0_video.mp4"):
-        assert f'"{name}"' in text
-
-
-def test_an_interrupted_batch_leaves_a_gallery_of_what_is_there(tmp_path):
-    with fake_torchserve() as server:
-        client = Client(server.url, management=server.url, token="t")
-        events = render(parse_scenes(scenes(6)), client, tmp_path)
-        while not isinstance(next(events), SceneDone):
-            pass
-        assert not (tmp_path / "index.html").exists()
-        events.close()
-    text = (tmp_path / "index.html").read_text()
-    assert text.count("<article") == 6
-    assert text.count("<video") >= 1
-
-
-def test_the_gallery_uses_no_network(gallery):
-    text = (gallery / "index.html").read_text()
-    assert "http://" not in text
-    assert "https://" not in text
-    assert 'src="/' not in text
-
-
-def chromium() -> str | None:
-    return next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
-
-
-@pytest.mark.skipif(chromium() is None and not os.environ.get("CI"), reason="no Chromium here; CI installs one")
-def test_the_gallery_renders_in_a_browser_from_a_file_address(gallery, tmp_path):
-    picture = tmp_path / "gallery.png"
-    common = [
-        chromium() or "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-        "--disable-component-update", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900",
-    ]  # fmt: skip
-    page = (gallery / "index.html").as_uri()
-    done = subprocess.run(
-        [*common, f"--screenshot={picture}", "--virtual-time-budget=4000", page],
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert picture.is_file(), done.stderr.decode()[-2000:]
-    image = Image.open(picture).convert("RGB")
-    assert image.size == (1200, 900)
-    assert len(image.getcolors(2**24)) > 500, "the posters' noise is to be seen"
-    dom = subprocess.run(
-        [*common, "--dump-dom", "--virtual-time-budget=4000", page],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "<title>CloudVid: 4 scenes</title>" in dom.stdout
-
-
-def test_both_stages_are_at_work_at_once_and_one_request_waits_at_most(tmp_path):
-    with fake_torchserve(step_seconds=0.02) as server:
-        client = Client(server.url, management=server.url, token="t")
-        list(render(parse_scenes(scenes(8)), client, tmp_path))
-    assert server.overlapped
-    assert server.most_running == 2, "one that runs and one that waits"
-
-
-def test_more_workers_get_more_requests_at_once(tmp_path):
-    with fake_torchserve(workers=3, step_seconds=0.02) as server:
-        client = Client(server.url, management=server.url, token="t")
-        list(render(parse_scenes(scenes(12)), client, tmp_path))
-    assert server.most_running == 4
-
-
-def test_where_workers_cannot_be_counted_the_flags_say_how_many_requests(tmp_path):
-    from test_client import closed_port
-
-    from cloudvid import RenderOptions
-
-    with fake_torchserve(workers=3, step_seconds=0.02) as server:
-        client = Client(server.url, management=f"http://127.0.0.1:{closed_port()}", token="t")
-        options = RenderOptions(concurrency={Stage.T2I: 3, Stage.I2V: 2})
-        list(render(parse_scenes(scenes(9)), client, tmp_path, options))
-    assert server.most_running == 3

@@ -1,0 +1,101 @@
+"""The gallery of an output folder: what it shows, and how a browser shows it."""
+
+import html
+import os
+import shutil
+import subprocess
+
+import pytest
+from fake_server import error
+from fake_torchserve import fake_torchserve
+from folders import scenes
+from loopback import client_of
+from PIL import Image
+
+from cloudvid import RenderOptions, parse_scenes, render
+from cloudvid.events import SceneDone
+
+HOSTILE = '<script>document.title="owned"</script><img src=x onerror=\'document.title="owned"\'>"\'&{{ 7*7 }}'
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """A folder with a finished, a failed and an unmade scene, and a hostile prompt."""
+    folder = tmp_path_factory.mktemp("gallery") / "out"
+    document = scenes(4, width=96)
+    document[1]["scene_desc"] = document[1]["motion_desc"] = HOSTILE
+    fault = error(507, "OutOfMemory", "out of memory <b>")
+    with fake_torchserve(fault=lambda stage, body: fault if b"scene 2" in body else None) as server:
+        client = client_of(server)
+        list(
+            render(
+                parse_scenes(document), client, folder, RenderOptions(only=["s0", "s1", "s2"]), wait=lambda attempt: 0.0
+            )
+        )
+    return folder
+
+
+def test_the_gallery_shows_every_scene_and_escapes_everything(gallery):
+    text = (gallery / "index.html").read_text()
+    assert text.count("<article") == 4
+    assert text.count("<video") == 2
+    assert html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text
+    assert "<script" not in text
+    assert "onerror='" not in text
+    assert "2 done, 1 failed, 1 to do" in text
+    for name in ("s0_base_image.png", "s0_video.mp4"):
+        assert f'"{name}"' in text
+
+
+def test_an_interrupted_batch_leaves_a_gallery_of_what_is_there(tmp_path):
+    with fake_torchserve() as server:
+        client = client_of(server)
+        events = render(parse_scenes(scenes(6)), client, tmp_path)
+        while not isinstance(next(events), SceneDone):
+            pass
+        assert not (tmp_path / "index.html").exists()
+        events.close()
+    text = (tmp_path / "index.html").read_text()
+    assert text.count("<article") == 6
+    assert text.count("<video") >= 1
+
+
+def test_the_gallery_uses_no_network(gallery):
+    text = (gallery / "index.html").read_text()
+    assert "http://" not in text
+    assert "https://" not in text
+    assert 'src="/' not in text
+
+
+def chromium() -> str | None:
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+
+
+@pytest.mark.skipif(chromium() is None and not os.environ.get("CI"), reason="no Chromium here; CI installs one")
+def test_the_gallery_renders_in_a_browser_from_a_file_address(gallery, tmp_path):
+    picture = tmp_path / "gallery.png"
+    common = [
+        chromium() or "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+        "--disable-component-update", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900",
+    ]  # fmt: skip
+    page = (gallery / "index.html").as_uri()
+    done = subprocess.run(
+        [*common, f"--screenshot={picture}", "--virtual-time-budget=4000", page],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert picture.is_file(), done.stderr.decode()[-2000:]
+    image = Image.open(picture).convert("RGB")
+    assert image.size == (1200, 900)
+    assert len(image.getcolors(2**24)) > 500, "the posters' noise is to be seen"
+    dom = subprocess.run(
+        [*common, "--dump-dom", "--virtual-time-budget=4000", page],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "<title>CloudVid: 4 scenes</title>" in dom.stdout
