@@ -14,12 +14,12 @@ endif
 SERVER := $(BIN)/python deploy/server.py
 START := --profile $(PROFILE) $(if $(PORT),--port $(PORT))
 
-.PHONY: help setup archives weights run serve start stop proxy test lint bench clean
+.PHONY: help setup archives weights run serve start stop proxy test lint bench bench-smoke clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo 'Settings: PROFILE=auto|tiny|real  SCENES=file  OUT=folder  PORT=8080  T2I_MODEL=  I2V_MODEL= (Hub id or folder)'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'Settings: PROFILE=auto|tiny|real  SCENES=file  OUT=folder  PORT=8080  T2I_MODEL=  I2V_MODEL= (Hub id or folder)  RUN=name'
 
 setup: .venv/.ready ## create .venv, install what is pinned, and a Java runtime where there is none
 
@@ -66,8 +66,15 @@ proxy: setup ## nginx before the server: TOKENS=file; its other options: deploy/
 test: .venv/.dev archives ## all tests
 	@$(BIN)/pytest
 
-bench: .venv/.dev ## measure; the figures go to benchmarks/results
-	@$(BIN)/python benchmarks/pipelining.py --output benchmarks/results/pipelining.json
+.venv/.bench: .venv/.ready requirements/bench.txt
+	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/bench.txt
+	@touch $@
+
+bench: .venv/.bench ## measure; the figures go to benchmarks/results/RUN (default: the time)
+	@$(BIN)/python benchmarks/run.py $(if $(RUN),--name '$(RUN)')
+
+bench-smoke: .venv/.bench ## every benchmark at its smallest: are the outputs right?
+	@$(BIN)/python benchmarks/run.py --smoke
 
 lint: .venv/.dev ## style, types, import rules, generated files
 	@$(BIN)/ruff check .

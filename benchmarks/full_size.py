@@ -159,7 +159,7 @@ def work(case: Case) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _fill(network: nn.Module, device: str) -> nn.Module:
+def fill(network: nn.Module, device: str) -> nn.Module:
     """Weights in fp16 that keep every layer's output about as large as its input, so that fp16 does not overflow."""
     network = network.half().to_empty(device=device)
     generator = torch.Generator(device).manual_seed(_SEED)
@@ -183,7 +183,7 @@ def write(directory: Path, stage: Stage, device: str = "cpu") -> Path:
         try:
             # Tokenizer, picture processor and scheduler are those of the tiny pipeline: the real ones' settings.
             pipeline = tiny.text_to_image() if stage == Stage.T2I else tiny.image_to_video()
-            pipeline.register_modules(**{name: _fill(part, device) for name, part in parts(stage).items()})
+            pipeline.register_modules(**{name: fill(part, device) for name, part in parts(stage).items()})
             pipeline.save_pretrained(half, variant="fp16")
             half.rename(target)
         finally:

@@ -14,18 +14,17 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 import pynvml
 import torch
 from full_size import ROOT, Case, write
+from outputs import check
 from PIL import Image
 
 from cloudvid_schema.jobs import Job, OnStep, Output, ignore
@@ -34,10 +33,6 @@ from cloudvid_stages.image_to_video import ImageToVideo
 from cloudvid_stages.text_to_image import TextToImage
 
 SMALLEST = {Stage.T2I: Case(Stage.T2I, 64, 64, 1), Stage.I2V: Case(Stage.I2V, 64, 64, 1, 2)}
-
-
-class WrongOutput(Exception):
-    """A file is not what was asked for."""
 
 
 def load(stage: Stage, model: Path, gpu_id: int | None, **settings: Any) -> Any:
@@ -63,20 +58,7 @@ def pixels_of(data: bytes, case: Case) -> np.ndarray:
     Raises:
         WrongOutput: another size or number of frames, or one colour throughout, which is what NaN becomes.
     """
-    if case.stage == Stage.T2I:
-        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[None]
-    else:
-        with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-            Path(file.name).write_bytes(data)
-            frames = imageio_ffmpeg.read_frames(file.name)
-            width, height = next(frames)["size"]
-            pixels = np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in frames])
-    expected = (case.frames, case.height, case.width, 3)
-    if pixels.shape != expected:
-        raise WrongOutput(f"made {pixels.shape}, not {expected}")
-    if pixels.min() == pixels.max():
-        raise WrongOutput("made one colour throughout, as where values are not finite")
-    return pixels
+    return check(data, (case.frames, case.height, case.width, 3))
 
 
 def serve(loaded: Any, case: Case, steps: int, on_step: OnStep = ignore) -> Output:

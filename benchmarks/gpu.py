@@ -30,7 +30,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server has it
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from full_size import RECKONED, ROOT, Case, work, write  # noqa: E402
-from full_size_serving import WrongOutput, describe_machine, load, pixels_of, serve  # noqa: E402
+from full_size_serving import describe_machine, load, pixels_of, serve  # noqa: E402
+from stand import WrongOutput  # noqa: E402
 
 from cloudvid_schema.protocol import Stage  # noqa: E402
 from cloudvid_stages import tiny  # noqa: E402

@@ -1,95 +1,108 @@
-"""How much the batch gains by having both stages at work at once: the client and its pipeline, against one scene after
-the other, on a server with one worker a stage whose stages take the same time.
+"""R2: what both stages at once gain. A batch through `render` on a server with one worker a stage, against the same
+client taking one scene after the other, and against the plain script with a thread for each core.
 
-    python benchmarks/pipelining.py [--scenes 8] [--pairs 3]
-
-The bound for N scenes whose stages take t1 and t2 is N(t1 + t2) / (N max(t1, t2) + min(t1, t2)). Arms alternate;
-the sequential arm runs twice in each pair, and the ratio of the two is the noise floor.
+The bound for N scenes whose stages take t1 and t2 is N(t1 + t2) / (N max(t1, t2) + min(t1, t2)). The steps of the
+picture are chosen so that the stages take about the same time on this machine.
 """
 
-import argparse
-import json
+import os
 import statistics
-import sys
-import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "handlers"), str(ROOT / "tests")]
+from figures import Figure, Line, arms_panel
+from measure import AGAIN, interleave, median, noise_floor, ratio
+from monolith_process import monolith
+from outputs import check_scenes
+from stand import Stand
 
-from fake_torchserve import fake_torchserve  # noqa: E402
-from folders import scenes as small_scenes  # noqa: E402
+from cloudvid import Client, Scene, Stage, render
 
-from cloudvid import Client, Stage, parse_scenes, render  # noqa: E402
+_STEPS = 26
+_FRAMES = 3
+_CLIP_STEPS = 3
 
 
-def sequential(scenes, client, folder):
-    """One scene after the other, each written as the batch writes it."""
+def sequential(scenes: list[Scene], client: Client, folder: Path) -> None:
+    """One scene after the other, each file written as the batch writes it."""
     for scene in scenes:
         picture = client.send(scene.t2i_request(), on_event=lambda event: None)
         picture.save(folder / scene.picture_name)
         client.send(scene.i2v_request(), picture.data, on_event=lambda event: None).save(folder / scene.video_name)
 
 
-def pipelined(scenes, client, folder):
-    """The batch."""
-    for _ in render(scenes, client, folder):
-        pass
-
-
-def timed(arm, scenes, client):
-    """Seconds of one arm, and the files that it made."""
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        arm(scenes, client, Path(folder))
-        seconds = time.perf_counter() - began
-        files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.suffix in (".png", ".mp4")}
-    return seconds, files
-
-
-def stage_seconds(scenes, client, repeats=5):
-    """What each stage takes when nothing else runs."""
-    times = {stage: [] for stage in Stage}
-    for scene in scenes[:repeats]:
-        began = time.perf_counter()
+def stage_seconds(stand: Stand, scenes: list[Scene], client: Client) -> dict[Stage, list[float]]:
+    """What each stage's requests take when nothing else runs."""
+    seconds: dict[Stage, list[float]] = {stage: [] for stage in Stage}
+    for scene in scenes:
+        began = stand.clock()
         picture = client.send(scene.t2i_request(), on_event=lambda event: None)
-        between = time.perf_counter()
+        between = stand.clock()
         client.send(scene.i2v_request(), picture.data, on_event=lambda event: None)
-        times[Stage.T2I].append(between - began)
-        times[Stage.I2V].append(time.perf_counter() - between)
-    return statistics.median(times[Stage.T2I]), statistics.median(times[Stage.I2V])
+        seconds[Stage.T2I].append(between - began)
+        seconds[Stage.I2V].append(stand.clock() - between)
+    return seconds
 
 
-def main():
-    """Measure, print, and keep the samples."""
-    parser = argparse.ArgumentParser(description="Pipelined against sequential.")
-    parser.add_argument("--scenes", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--step-seconds", type=float, default=0.25)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    scenes = parse_scenes(small_scenes(options.scenes))
-    with fake_torchserve(step_seconds=options.step_seconds) as server:
-        client = Client(server.url, management=server.url, token="t")
-        t1, t2 = stage_seconds(scenes, client)
-        samples = []
-        for _ in range(options.pairs):
-            first, files = timed(sequential, scenes, client)
-            batch, same = timed(pipelined, scenes, client)
-            second, _ = timed(sequential, scenes, client)
-            assert same == files, "both arms make the same files"
-            samples.append({"sequential": [first, second], "pipelined": batch})
-    n = options.scenes
-    bound = n * (t1 + t2) / (n * max(t1, t2) + min(t1, t2))
-    ratio = statistics.median(statistics.mean(s["sequential"]) / s["pipelined"] for s in samples)
-    floor = statistics.median(s["sequential"][0] / s["sequential"][1] for s in samples)
-    result = {"scenes": n, "t1": t1, "t2": t2, "bound": bound, "ratio": ratio, "noise_floor": floor, "samples": samples}
-    print(f"t1 {t1:.3f} s, t2 {t2:.3f} s, {n} scenes: bound {bound:.3f}, pipelined is {ratio:.3f} times as fast "
-          f"({ratio / bound:.1%} of the bound), noise floor {floor:.3f}")  # fmt: skip
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+def balanced(stand: Stand, count: int, client: Client) -> list[Scene]:
+    """Scenes whose picture takes about as long as their clip."""
+    first = stand.scenes(stand.size(5, 2), _STEPS, _FRAMES, _CLIP_STEPS)
+    t1, t2 = (statistics.median(values) for values in stage_seconds(stand, first, client).values())
+    return stand.scenes(count, max(2, round(_STEPS * t2 / t1)), _FRAMES, _CLIP_STEPS)
 
 
-if __name__ == "__main__":
-    main()
+def measure(stand: Stand) -> Figure:
+    """Rounds of one after the other, at once, one after the other again, and the script."""
+    client = stand.shared.client()
+    scenes = balanced(stand, stand.size(8, 2), client)
+    count, cores = len(scenes), len(os.sched_getaffinity(0))
+    reference = stand.new_folder("reference")
+    sequential(scenes, client, reference)
+
+    def timed(arm: str) -> float:
+        folder = stand.new_folder()
+        began = stand.clock()
+        if arm == "pipelined":
+            for _ in render(scenes, client, folder):
+                pass
+        else:
+            sequential(scenes, client, folder)
+        seconds = stand.clock() - began
+        check_scenes(scenes, folder, same_as=reference)
+        return seconds
+
+    def scripted() -> float:
+        folder = stand.new_folder()
+        seconds = script.make(scenes, folder)
+        check_scenes(scenes, folder)  # more threads round otherwise
+        return seconds
+
+    with monolith(stand, threads=cores) as script:
+        script.make(scenes[:1], stand.new_folder())
+        alone = stage_seconds(stand, scenes, client)
+        arms = {
+            "sequential": lambda: timed("sequential"),
+            "pipelined": lambda: timed("pipelined"),
+            "script": scripted,
+            "sequential" + AGAIN: lambda: timed("sequential"),
+        }
+        samples = interleave(arms, stand.size(3, 1), stand.told)
+    t1, t2 = (statistics.median(values) for values in alone.values())
+    bound = count * (t1 + t2) / (count * max(t1, t2) + min(t1, t2))
+    gain = ratio(samples, "sequential", "pipelined")
+    share = median([sample["script"] / sample["pipelined"] for sample in samples])
+    lines = [
+        Line.of(
+            f"batch of {count}, one after the other / pipelined", gain, floor=noise_floor(samples, "sequential").value
+        ),
+        Line("the bound for these stages", bound),
+        Line("of the bound", 100 * gain.value / bound, "%", at_least=90),
+        Line.of(f"plain script on {cores} threads / pipelined", share, at_least=1),
+    ]
+    return Figure(
+        "R2",
+        "Both stages at once",
+        lines,
+        {"rounds": samples, "alone": {str(stage): values for stage, values in alone.items()}},
+        scenes[0].model_dump(mode="json", exclude_unset=True) | {"t2i_seconds": t1, "i2v_seconds": t2},
+        [arms_panel(f"seconds a batch of {count}", samples)],
+    )

@@ -19,8 +19,15 @@ LIST = "SHA256SUMS"
 _PACKAGES = (_ROOT / "client/cloudvid_schema", _ROOT / "handlers/cloudvid_stages")
 
 
-def build(stage: str, store: Path, version: str) -> Path:
-    """Write `STORE/STAGE.mar`, replacing one that is there only once the new one is whole."""
+def build(stage: str, store: Path, version: str, config: Path | None = None) -> Path:
+    """Write `STORE/STAGE.mar`, replacing one that is there only once the new one is whole.
+
+    Args:
+        stage: which.
+        store: made if it is not there.
+        version: of the archive.
+        config: its YAML; default: `handlers/STAGE.yaml`.
+    """
     handlers = _ROOT / "handlers"
     with tempfile.TemporaryDirectory(prefix="cloudvid-") as folder:
         # The archiver flattens a package that it is given by name: it gets the folder that holds both instead.
@@ -33,7 +40,8 @@ def build(stage: str, store: Path, version: str) -> Path:
         subprocess.run([
             str(Path(sys.executable).with_name("torch-model-archiver")),
             "--model-name", stage, "--version", version,
-            "--handler", str(handlers / f"{stage}_handler.py"), "--config-file", str(handlers / f"{stage}.yaml"),
+            "--handler", str(handlers / f"{stage}_handler.py"),
+            "--config-file", str(config or handlers / f"{stage}.yaml"),
             "--extra-files", str(extra), "--export-path", str(out),
         ], check=True)
         # fmt: on

@@ -1,15 +1,18 @@
-"""Writes what is derived from the code: README's tables, JSON Schemas, the OpenAPI description, the examples.
+"""Writes what is derived from the code: README's tables, JSON Schemas, the OpenAPI description, the examples; and from
+what was measured: the table and plots of docs/performance.md.
 
 `python docs/generate.py` writes the files; with `--check` it changes nothing and fails where one is out of date.
 """
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import figures
 from openapi import openapi
 from pydantic import BaseModel, TypeAdapter
 
@@ -84,18 +87,39 @@ def settings_page() -> str:
     return "\n".join([(_ROOT / "docs/settings_head.md").read_text(), *sections])
 
 
+def _with_parts(page: Path, parts: dict[str, str]) -> str:
+    """A page with its generated parts as they should be."""
+    text = page.read_text()
+    for name, part in parts.items():
+        begin, end = f"<!-- {name}: written by docs/generate.py -->", f"<!-- end of {name} -->"
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not (found and ended):
+            raise SystemExit(f"{page.name} has no place for the {name}")
+        text = before + "\n\n".join((begin, part, end)) + after
+    return text
+
+
+def performance_parts() -> dict[str, str]:
+    """The parts of docs/performance.md: one table of the runs that have a name, and each figure's plot of the last."""
+    runs = figures.named_runs()
+    parts = {"figures": figures.markdown(runs), "machines": figures.machines(runs) or "None yet."}
+    for number in figures.IDS:
+        plots = [run / f"{number}.svg" for run in runs if (run / f"{number}.svg").is_file()]
+        shown = f"![{number}](../{plots[-1].relative_to(_ROOT)})" if plots else "Not drawn yet."
+        parts[f"plot of {number}"] = shown
+    return parts
+
+
 def outputs() -> dict[Path, str]:
     """Every generated file and its text."""
-    readme = (_ROOT / "README.md").read_text()
-    for name, model in (("t2i", TextToImageParameters), ("i2v", ImageToVideoParameters)):
-        begin, end = f"<!-- {name} parameters: written by docs/generate.py -->", f"<!-- end of {name} parameters -->"
-        pattern = re.escape(begin) + ".*?" + re.escape(end)
-        if not re.search(pattern, readme, re.DOTALL):
-            raise SystemExit(f"README.md has no place for the {name} parameters")
-        table = f"{begin}\n\n{parameter_table(model)}\n\n{end}"
-        readme = re.sub(pattern, lambda _, text=table: text, readme, flags=re.DOTALL)  # type: ignore[misc]
+    tables = {
+        "t2i parameters": parameter_table(TextToImageParameters),
+        "i2v parameters": parameter_table(ImageToVideoParameters),
+    }
     return {
-        _ROOT / "README.md": readme,
+        _ROOT / "README.md": _with_parts(_ROOT / "README.md", tables),
+        _ROOT / "docs/performance.md": _with_parts(_ROOT / "docs/performance.md", performance_parts()),
         _ROOT / "docs/scene-file.schema.json": json.dumps(scene_schema(), indent=2) + "\n",
         _ROOT / "docs/events.schema.json": json.dumps(TypeAdapter(BatchEvent).json_schema(), indent=2) + "\n",
         _ROOT / "examples/input_scenes.json": EXAMPLE,

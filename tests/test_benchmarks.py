@@ -16,7 +16,8 @@ import full_size  # noqa: E402
 import gpu  # noqa: E402
 import numpy as np  # noqa: E402
 from full_size import Case  # noqa: E402
-from full_size_serving import SMALLEST, WrongOutput, pixels_of  # noqa: E402
+from full_size_serving import SMALLEST, pixels_of  # noqa: E402
+from stand import WrongOutput  # noqa: E402
 
 from cloudvid_schema.protocol import Stage  # noqa: E402
 from cloudvid_stages.media import mp4_bytes  # noqa: E402

@@ -20,7 +20,7 @@ from cloudvid_stages.settings import ImageToVideoSettings, TextToImageSettings
 DOCUMENTS = [path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if path.name != "containers.md"]
 """There `cloudvid` is an image; test_image.py reads that document."""
 COMMAND = typer.main.get_command(app)
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 MAKE_VARIABLES = set(re.findall(r"^([A-Z0-9_]+) [?:]?=|\$\(if \$\(([A-Z]+)\)|ifdef (\w+)", (ROOT / "Makefile").read_text(), re.MULTILINE))  # fmt: skip
 SETTINGS = {
     f"CLOUDVID_{stage}_{name.upper()}"

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import requests
@@ -46,7 +47,7 @@ class Generated:
     timings: dict[str, float]
     """Milliseconds of each phase on the server."""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of the file, hexadecimal."""
         return hashlib.sha256(self.data).hexdigest()
@@ -132,8 +133,9 @@ def streamed(stage: Stage, response: requests.Response, on_event: OnEvent) -> Ge
                 data = base64.b64decode(event.data, validate=True)
             except ValueError:
                 data = b""
-            if len(data) != event.size or hashlib.sha256(data).hexdigest() != event.sha256:
+            made = Generated(data, event.media_type, event.seed, event.model, event.timings)
+            if len(data) != event.size or made.sha256 != event.sha256:
                 raise errors.BrokenAnswer(f"{stage}: the file does not match its digest")
-            return Generated(data, event.media_type, event.seed, event.model, event.timings)
+            return made
         on_event(event)
     raise errors.BrokenAnswer(f"{stage}: the stream ended without a result")

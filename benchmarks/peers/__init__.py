@@ -1,0 +1,1 @@
+"""Other servers of the same stages: what R9 compares with."""
