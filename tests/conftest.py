@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "handlers"), str(ROOT / "deploy")]
 for name in [name for name in os.environ if name.startswith("CLOUDVID_")]:
     del os.environ[name]  # a developer's own server is none of the tests' business
+for sign in (signal.SIGINT, signal.SIGHUP):
+    if (
+        signal.getsignal(sign) is signal.SIG_IGN
+    ):  # a shell's background job, nohup: what is started here would inherit it
+        signal.signal(sign, signal.default_int_handler)
 # As the server does: torch's threads that spin while they wait make small models many times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
