@@ -5,10 +5,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -27,17 +28,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import archives  # noqa: E402
 import profiles  # noqa: E402
-from folders import batch, pictures_and_clips  # noqa: E402
 from loopback import free_port  # noqa: E402
-from torchserve_process import Server  # noqa: E402
+from torchserve_process import STAGES, Server  # noqa: E402
 
-from cloudvid import Client, Stage, render  # noqa: E402
+from cloudvid import Client, Stage  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: those that need the real server come last, those that start one of their own at the end."""
+    """Fast tests first: those that share a server come last, those that start one of their own at the end."""
+    servers = {"server", "noise_server"}
     items.sort(
-        key=lambda item: ("server" in getattr(item, "fixturenames", ())) + 2 * bool(item.get_closest_marker("slow"))
+        key=lambda item: (
+            bool(servers.intersection(getattr(item, "fixturenames", ()))) + 2 * bool(item.get_closest_marker("slow"))
+        )
     )
 
 
@@ -92,7 +95,7 @@ def end(server: Server) -> None:
 @pytest.fixture(scope="session")
 def tiny_models() -> dict[str, Path]:
     named = profiles.choose_models("tiny")
-    return {stage: Path(named[f"CLOUDVID_{stage.upper()}_MODEL"]) for stage in ("t2i", "i2v")}
+    return {stage: Path(named[f"CLOUDVID_{stage.upper()}_MODEL"]) for stage in STAGES}
 
 
 @pytest.fixture(scope="session")
@@ -112,9 +115,20 @@ def plain(load):
 
 
 @pytest.fixture(scope="session")
+def compiled(load, tmp_path_factory) -> tuple[Any, Path, list[Path]]:
+    """The t2i stage with compiled blocks, the folder named for their code, and what came to lie there.
+
+    The folder stays the one of this process: what is compiled after takes the C++ compiler half of the time.
+    """
+    folder = tmp_path_factory.mktemp("compiled")
+    loaded = load("t2i", compile="regional", compile_cache=str(folder), warm_up=["128x64"])
+    return loaded, folder, list(folder.rglob("*.so"))
+
+
+@pytest.fixture(scope="session")
 def model_store(tmp_path_factory) -> Path:
     store = tmp_path_factory.mktemp("store")
-    for stage in ("t2i", "i2v"):
+    for stage in STAGES:
         archives.build(stage, store, "0")
     return store
 
@@ -144,14 +158,14 @@ def server(tmp_path_factory, tiny_models, model_store) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed_batch(server, tmp_path_factory) -> Callable[[int], dict[str, bytes]]:
-    """Pictures and clips of a batch of so many scenes, ten at most, that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    for _ in render(batch(10), server.client(), folder):
-        pass
-    made = pictures_and_clips(folder)
+def noise_store(tmp_path_factory) -> Path:
+    """Archives whose stages make noise: for tests of the server, whose workers then start in a third of the time."""
+    from changed_archives import build, with_noise
 
-    def of(count: int) -> dict[str, bytes]:
-        return {name: data for name, data in made.items() if int(name[1 : name.index("_")]) < count}
+    return build(tmp_path_factory.mktemp("noise"), with_noise)
 
-    return of
+
+@pytest.fixture(scope="session")
+def noise_server(tmp_path_factory, noise_store) -> Iterator[Running]:
+    with running_server(tmp_path_factory.mktemp("run"), dict.fromkeys(STAGES, Path("noise")), noise_store) as running:
+        yield running

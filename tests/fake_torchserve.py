@@ -1,101 +1,36 @@
 """TorchServe's protocol around the real handler, with stages that take no time: for kills, faults and many requests.
 
-Requests go through `StageHandler` as in a worker: rows, headers, events and error bodies are the real ones. Only the
-pipelines are replaced: a picture is noise of its seed, at once.
+Requests go through `StageHandler` as in a worker: rows, headers, events and error bodies are the real ones.
 """
 
 import json
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
+import noise
 import ts
 from fake_server import Answer
 from loopback import serving
-from PIL import Image
 from ts.context import Context, RequestProcessor
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
-from cloudvid_schema.jobs import Output
-from cloudvid_schema.protocol import MP4, PNG, Description, Stage
-from cloudvid_stages import media
-from cloudvid_stages.recipe import NOT_PARAMETERS, digest_of, make_recipe, recipe_of_png
-from cloudvid_stages.stage import Meter, draw_seed
+from cloudvid_schema.protocol import Stage
 from stage_handler import StageHandler
 
-CLIP_FRAMES = 3
 _METRICS = str(Path(ts.__file__).parent / "configs/metrics.yaml")
 
 
-class _Noise:
-    """A stage whose picture or clip is noise that follows from the request."""
-
-    stage: ClassVar[Stage]
-    batches: ClassVar[bool] = False
-
-    def __init__(self, identity: str, step_seconds: float) -> None:
-        self.identity = identity
-        self.step_seconds = step_seconds
-        self._meter = Meter()
-
-    @classmethod
-    def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> "_Noise":
-        return cls(section["identity"], section["step_seconds"])
-
-    def describe(self) -> Description:
-        return Description(stage=self.stage, model=self.identity, seconds=self._meter.seconds)
-
-    device = "cpu"
-
-    def gauges(self) -> dict[str, float]:
-        return {}
-
-    def run(self, jobs) -> list[Output | Exception]:
-        return [self._make(job.request, job.picture, job.on_start, job.on_step) for job in jobs]
-
-    def _make(self, request, picture, on_start, on_step) -> Output:
-        seed = draw_seed() if request.seed is None else request.seed
-        on_start(seed, self.identity)
-        for step in range(request.num_inference_steps):
-            if self.step_seconds:
-                time.sleep(self.step_seconds)
-            on_step("denoise", step + 1, request.num_inference_steps)
-        timings = {"denoise": 10.0 * request.num_inference_steps, "decode": 5.0}
-        parameters = request.model_dump(exclude=NOT_PARAMETERS) | {"seed": seed}
-        recipe = make_recipe(self.stage, parameters, {"model": self.identity, "precision": "fp32"}, request.metadata)
-        source = json.dumps(parameters, sort_keys=True) + self.identity
-        noise = np.random.default_rng(list(digest_of(source.encode()).encode()))
-        embedded = recipe if request.embed_recipe else None
-        if self.stage is Stage.T2I:
-            self._meter.count(timings, request.width * request.height, request.num_inference_steps)
-            pixels = noise.integers(0, 256, (request.height, request.width, 3), np.uint8)
-            return Output(media.png_bytes(Image.fromarray(pixels), embedded), PNG, seed, timings, recipe)
-        self._meter.count(timings, 64 * 64 * CLIP_FRAMES, request.num_inference_steps)
-        recipe["picture"] = {"sha256": digest_of(picture), "recipe": recipe_of_png(picture)}
-        frames = noise.integers(0, 256, (CLIP_FRAMES, 64, 64, 3), np.uint8)
-        return Output(media.mp4_bytes(frames, request.fps, embedded), MP4, seed, timings, recipe)
-
-
-class _Picture(_Noise):
-    stage = Stage.T2I
-
-
-class _Clip(_Noise):
-    stage = Stage.I2V
-
-
 class _PictureHandler(StageHandler):
-    stage_class = _Picture
+    stage_class = noise.Picture
 
 
 class _ClipHandler(StageHandler):
-    stage_class = _Clip
+    stage_class = noise.Clip
 
 
 class _Worker:

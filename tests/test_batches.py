@@ -3,18 +3,17 @@
 import json
 import logging
 import re
-import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import changed_archives
 import pynvml
 import pytest
 import requests
 import torch
-from conftest import ROOT, running_server
-from fake_torchserve import _Picture, _Worker, fake_torchserve
+from conftest import running_server
+from fake_torchserve import _Worker, fake_torchserve
+from noise import Picture
 
 from cloudvid import Client
 from cloudvid_schema.protocol import JSON, NDJSON, PNG, Stage
@@ -22,22 +21,22 @@ from cloudvid_stages import gpu
 from cloudvid_stages.recipe import recipe_of_png
 
 
-@pytest.fixture(scope="module")
-def batching(tmp_path_factory, tiny_models):
-    """A server of t2i alone, whose archive is the same but for batches of four in t2i.yaml."""
-    work = tmp_path_factory.mktemp("batching")
-    for name in ("handlers", "deploy"):
-        shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (work / "client").symlink_to(ROOT / "client")
-    config = work / "handlers/t2i.yaml"
+def in_batches_of_four(handlers):
+    config = handlers / "t2i.yaml"
     text = config.read_text()
     # A batch that is full goes at once: the delay is only for requests that come late.
     for old, new in (("batchSize: 1 ", "batchSize: 4 "), ("maxBatchDelay: 1 ", "maxBatchDelay: 20000 ")):
         assert old in text
         text = text.replace(old, new)
     config.write_text(text)
-    subprocess.run([sys.executable, work / "deploy/archives.py", work / "store"], check=True, timeout=120)
-    with running_server(work / "run", {"t2i": tiny_models["t2i"]}, work / "store") as running:
+
+
+@pytest.fixture(scope="module")
+def batching(tmp_path_factory, tiny_models):
+    """A server of t2i alone, whose archive differs by its batches of four."""
+    folder = tmp_path_factory.mktemp("batching")
+    store = changed_archives.build(folder, in_batches_of_four)
+    with running_server(folder / "run", {"t2i": tiny_models["t2i"]}, store) as running:
         yield running
 
 
@@ -126,8 +125,8 @@ def test_gauges_of_a_gpu_keep_their_device_and_one_that_its_driver_lacks_takes_n
         "gpu_utilization_percent": 97,
         "gpu_temperature_celsius": 61,
     }
-    monkeypatch.setattr(_Picture, "device", "cuda:1")
-    monkeypatch.setattr(_Picture, "gauges", lambda self: found)
+    monkeypatch.setattr(Picture, "device", "cuda:1")
+    monkeypatch.setattr(Picture, "gauges", lambda self: found)
     with caplog.at_level(logging.INFO, logger="ts.metrics.caching_metric"):
         _Worker(Stage.T2I, "noise@1", 0.0)
     # TorchServe reads dimensions as name:value and drops one with a further colon.
@@ -139,6 +138,6 @@ def test_a_driver_that_fails_takes_no_answer_with_it(monkeypatch, caplog):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
 
     with fake_torchserve() as server:
-        monkeypatch.setattr(_Picture, "gauges", lost)
+        monkeypatch.setattr(Picture, "gauges", lost)
         assert Client(server.url).text_to_image(prompt="a lamp").data
     assert "the device cannot be measured" in caplog.text

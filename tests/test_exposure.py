@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 import requests
-from conftest import ROOT, end, naming
+from conftest import ROOT, end
 from listening import OF_ANOTHER, await_listeners, listeners
 from loopback import free_port
 from proxies import TOKEN, before, needs_nginx, proxy, tokens_file, until
@@ -96,9 +96,9 @@ def test_each_route_of_torchserve_opens_to_its_own_key_alone(server):
 
 
 @pytest.mark.slow
-def test_a_key_that_has_expired_opens_nothing(tmp_path, tiny_models, model_store):
+def test_a_key_that_has_expired_opens_nothing(tmp_path, noise_store):
     server = ShortLived(tmp_path / "run", free_port())
-    server.spawn(model_store)
+    server.spawn(noise_store)
     try:
         until(server.listens)
         keys = keys_of(server)
@@ -148,12 +148,12 @@ def test_the_server_listens_on_loopback_alone(server):
 
 
 @pytest.mark.slow
-def test_a_server_of_one_stage_listens_on_loopback_alone(tmp_path, tiny_models, model_store):
+def test_a_server_of_one_stage_listens_on_loopback_alone(tmp_path, tiny_models, noise_store):
     """Whatever addresses the user's shell holds for another TorchServe."""
     server = Server(tmp_path / "run", free_port())
-    command = [sys.executable, str(ROOT / "deploy/server.py"), "serve", "--stage", "i2v", "--port", str(server.port)]
-    command += ["--model-store", str(model_store), "--run-dir", str(server.run_dir)]
-    process = subprocess.Popen(command, env=os.environ | naming(tiny_models) | OF_ANOTHER, stdout=subprocess.DEVNULL)
+    command = [sys.executable, str(ROOT / "deploy/server.py"), "serve", "--stage", "i2v", "--profile", "tiny"]
+    command += ["--port", str(server.port), "--model-store", str(noise_store), "--run-dir", str(server.run_dir)]
+    process = subprocess.Popen(command, env=os.environ | OF_ANOTHER, stdout=subprocess.DEVNULL)
     try:
         await_listeners(server)
         other_stage = f"http://127.0.0.1:{server.port + PORTS - 1}/ready?stage=t2i"

@@ -178,11 +178,12 @@ class Sampler:
                     self.faults.append((before, seen))
 
 
-def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, undisturbed_batch, tmp_path):
+def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, tmp_path):
     """Each change is made while a request of that stage is in a worker's hands."""
     scenes = batch(8)
-    picture = undisturbed_batch(8)["s0_base_image.png"]
     client = server.client()
+    list(render(scenes, client, tmp_path / "undisturbed"))
+    picture = (tmp_path / "undisturbed/s0_base_image.png").read_bytes()
 
     def scale(stage, workers):
         sampler.known[stage] = None
@@ -215,7 +216,7 @@ def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, un
                 finished = event
         assert change is None, "every change was made"
         assert (finished.done, finished.failed) == (8, 0)
-        assert pictures_and_clips(tmp_path / "out") == undisturbed_batch(8)
+        assert pictures_and_clips(tmp_path / "out") == pictures_and_clips(tmp_path / "undisturbed")
         assert sampler.faults == []
         assert sampler.looks > 10
     finally:

@@ -20,6 +20,7 @@ from torchserve_process import Server, ServerError, running_in
 from cloudvid import Client, errors
 
 SERVER = [sys.executable, str(ROOT / "deploy/server.py")]
+TINY = ["--profile", "tiny"]
 pytestmark = pytest.mark.slow
 
 
@@ -35,11 +36,12 @@ def below(folder):
 
 @pytest.fixture
 def environment(tiny_models):
-    return os.environ | naming(tiny_models) | OF_ANOTHER
+    """Of a shell that holds another TorchServe's addresses; the models are at hand."""
+    return os.environ | OF_ANOTHER
 
 
-def test_start_and_stop_leave_no_process_and_no_key(tmp_path, model_store, environment):
-    options = ["--run-dir", str(tmp_path / "run"), "--model-store", str(model_store)]
+def test_start_and_stop_leave_no_process_and_no_key(tmp_path, noise_store, environment):
+    options = ["--run-dir", str(tmp_path / "run"), "--model-store", str(noise_store), *TINY]
     port = free_port()
     start = [*SERVER, "start", *options, "--port", str(port)]
     done = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -62,9 +64,10 @@ def test_start_and_stop_leave_no_process_and_no_key(tmp_path, model_store, envir
             "--run-dir",
             str(tmp_path / "other"),
             "--model-store",
-            str(model_store),
+            str(noise_store),
             "--port",
             str(port),
+            *TINY,
         ]
         taken = subprocess.run(other, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert taken.returncode == 3
@@ -76,7 +79,7 @@ def test_start_and_stop_leave_no_process_and_no_key(tmp_path, model_store, envir
     assert running_in(tmp_path / "run") is None
 
 
-def test_interrupted_runs_leave_no_process(model_store, environment):
+def test_interrupted_runs_leave_no_process(noise_store, environment):
     """Three at once, each with a signal of its own.
 
     The client is one that says it has begun and then waits for ever: the signals come while the servers start.
@@ -85,7 +88,7 @@ def test_interrupted_runs_leave_no_process(model_store, environment):
     ports = {sign: free_port() for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     runs = {}
     for sign, port in ports.items():
-        command = [*SERVER, "with", "--port", str(port), "--model-store", str(model_store), "--", *client]
+        command = [*SERVER, "with", *TINY, "--port", str(port), "--model-store", str(noise_store), "--", *client]
         runs[sign] = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     folders = {}
     for sign, process in runs.items():
@@ -102,17 +105,9 @@ def test_interrupted_runs_leave_no_process(model_store, environment):
         assert not below(folders[sign])
 
 
-def test_a_client_that_fails_ends_the_server_and_gives_its_exit_code(model_store, environment):
-    command = [
-        *SERVER,
-        "with",
-        "--model-store",
-        str(model_store),
-        "--",
-        sys.executable,
-        "-c",
-        "import sys; sys.exit(7)",
-    ]
+def test_a_client_that_fails_ends_the_server_and_gives_its_exit_code(noise_store, environment):
+    client = [sys.executable, "-c", "import sys; sys.exit(7)"]
+    command = [*SERVER, "with", *TINY, "--model-store", str(noise_store), "--", *client]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 7
     log = Path(done.stderr.split("the server's log: ")[1].strip())
@@ -120,10 +115,10 @@ def test_a_client_that_fails_ends_the_server_and_gives_its_exit_code(model_store
     assert not below(log.parent)
 
 
-def test_workers_end_with_a_server_that_is_killed_outright_even_in_mid_inference(tmp_path, model_store, environment):
+def test_workers_end_with_a_server_that_is_killed_outright_even_in_mid_inference(tmp_path, model_store, tiny_models):
     server = Server(tmp_path / "run", free_port())
     place = ["--run-dir", str(server.run_dir), "--port", str(server.port), "--model-store", str(model_store)]
-    subprocess.run([*SERVER, "start", *place], env=environment, timeout=120, check=True)
+    subprocess.run([*SERVER, "start", *place], env=os.environ | naming(tiny_models), timeout=120, check=True)
     try:
         client = Client(server.url, key_file=server.run_dir / "key_file.json")
         client.wait_until_ready(timeout=120)

@@ -94,7 +94,7 @@ def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, model_
             {
                 "id": f"s{index}", "scene_desc": f"scene {index}",
                 "t2i_params": {"width": 64, "height": 64, "num_inference_steps": 4},
-                "i2v_params": {"num_inference_steps": 12, "num_frames": 14},
+                "i2v_params": {"num_inference_steps": 12, "num_frames": 8},
             }
             for index in range(SCENES)
         ]))  # fmt: skip
