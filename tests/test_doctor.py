@@ -51,7 +51,7 @@ def key_file(path, expires, mode=0o600):
     [
         (24, 0o600, ["ok"], "for the owner alone"),
         (24, 0o644, ["problem"], "can be read by others (mode 0644)"),
-        (0.5, 0o600, ["note"], "expire in 2"),
+        (0.49, 0o600, ["note"], "expire in 29 minutes"),
         (-1, 0o600, ["problem"], "have expired"),
     ],
 )

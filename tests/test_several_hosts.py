@@ -14,7 +14,7 @@ import pytest
 import requests
 from conftest import ROOT, naming
 from folders import no_half_file_has_a_final_name
-from proxies import TOKEN, certificate, folder_of, needs_nginx, proxy, tokens_file, until
+from proxies import BEARER, TOKEN, certificate, needs_nginx, proxy, tokens_file, until
 from torchserve_process import PORTS, Server
 
 pytestmark = [pytest.mark.slow, needs_nginx]
@@ -70,6 +70,15 @@ class Host:
         self._process.wait()
 
 
+def refusals_reached(machines, url):
+    """Whether each host has had a request of each stage through the front, which gets two more here."""
+    stages = ("t2i", "i2v")
+    for stage in stages:
+        requests.post(f"{url}/predictions/{stage}", headers=BEARER, data=b"{}", timeout=20)
+    lines = ["".join(machine.proxy.lines) for machine in machines]
+    return all(f" POST {stage} 415 " in text for text in lines for stage in stages)
+
+
 def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, model_store, tiny_models):
     outside, inner = hosts
     tokens, tls = tokens_file(tmp_path), certificate(tmp_path)
@@ -87,7 +96,9 @@ def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, model_
 
         for machine in machines:
             until(machine.is_ready)
-        until(lambda: "down;" not in (folder_of(front) / "pools.conf").read_text())
+
+        # The front tells nginx of a host some time after that is ready: what is refused here has reached one.
+        until(lambda: outside.call(lambda: refusals_reached(machines, front.url)))
 
         scenes = tmp_path / "scenes.json"
         scenes.write_text(json.dumps([
