@@ -81,7 +81,7 @@ lint: .venv/.dev ## style, types, import rules, generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@PYTHONPATH=client:handlers:. $(BIN)/lint-imports --no-cache
-	@PYTHONPATH=client:handlers $(BIN)/python docs/generate.py --check
+	@$(BIN)/python docs/generate.py --check
 
 clean: stop ## remove everything that make made, but not OUT
 	@rm -rf .venv .run models model_store/*.mar model_store/SHA256SUMS build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache

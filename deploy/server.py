@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -59,7 +60,9 @@ def _start(server: Server, model_store: Path) -> int:
         except BaseException:
             server.stop()
             raise
-    wait = "cloudvid wait" + (f" --server {server.url}" if server.run_dir != _RUN_DIR else "")
+    wait = "cloudvid wait"
+    if server.run_dir != _RUN_DIR:
+        wait += f" --server {server.url} --key-file {shlex.quote(str(server.run_dir / 'key_file.json'))}"
     print(f"server on {server.url}, log {server.log} (models still load: `{wait}` says when they are ready)")
     return 0
 

@@ -98,8 +98,8 @@ class Server:
                 raise ServerError(f"{archive} is not there; `make archives` builds it")
             if archives.sha256(archive) != digests.get(archive.name):
                 raise ServerError(
-                    f"{archive} is not the one that was built: its sha256 is not that of {archives.LIST} beside it;"
-                    " delete both archives, and `make archives` builds them"
+                    f"{archive} is not the one that was built: its sha256 is not in {archives.LIST} beside it;"
+                    f" `{sys.executable} {_ROOT / 'deploy/archives.py'} {model_store}` builds both anew"
                 )
         if not _free(range(self.port, self.port + PORTS)):
             raise ServerError(f"a port of {self.port} to {self.port + PORTS - 1} is taken; choose another with PORT=")

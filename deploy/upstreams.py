@@ -86,13 +86,8 @@ class Hosts:
             states = {address: self._states.get((address, stage), 0) for address in self.addresses}
             ready = {address for address, status in states.items() if status == 200}
             asked = ready or {address for address, status in states.items() if status != 404}
-            pools.append(
-                Pool(
-                    stage,
-                    {str(address): address in asked for address in self.addresses},
-                    {str(address): status != 404 for address, status in states.items()},
-                )
-            )
+            servers = {str(address): address in asked for address in self.addresses}
+            pools.append(Pool(stage, servers, servers))
         return {
             "pools.conf": nginx_files.pools_of_front(pools, self.scheme, self._name),
             "secrets.conf": nginx_files.secrets(tokens, None),

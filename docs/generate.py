@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.extend(str(Path(__file__).resolve().parent.parent / part) for part in ("benchmarks", "client", "handlers"))
 
 import figures
 from openapi import openapi

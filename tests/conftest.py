@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import requests
 
@@ -32,6 +33,11 @@ from loopback import free_port  # noqa: E402
 from torchserve_process import STAGES, Server  # noqa: E402
 
 from cloudvid import Client, Stage  # noqa: E402
+
+
+def pytest_sessionfinish() -> None:
+    """End what the session started for all tests."""
+    forked.end()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from importlib import import_module
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -45,6 +46,11 @@ def run(main: str, *arguments: object, cwd: Path, environment: Mapping[str, str]
             raise subprocess.TimeoutExpired([main, *arguments], 120, *(path.read_bytes() for path in output))
         said = [path.read_text() for path in output]
     return subprocess.CompletedProcess([main, *arguments], process.exitcode, *said)
+
+
+def end() -> None:
+    """End the process that the others are forked from; it would outlive this one by a moment."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def _become(main: str, argv: list[str], cwd: Path, environment: dict[str, str], output: tuple[Path, Path]) -> None:

@@ -174,6 +174,11 @@ def test_a_management_api_that_cannot_be_asked_leaves_the_ping_to_decide():
         client_of(server, management=f"http://127.0.0.1:{closed_port()}").check_ready()
 
 
+def test_a_front_that_routes_by_path_alone_has_one_ping_for_both_stages():
+    with fake_server(lambda seen: Answer(200 if seen.path == "/ping" else 404)) as server:
+        client_of(server, management=f"http://127.0.0.1:{closed_port()}").check_ready()
+
+
 def test_behind_a_proxy_its_ready_decides_and_is_the_number_of_requests_at_once_unless_one_was_given():
     counts = {"t2i": {"READY": 3, "UNLOADING": 1}, "i2v": {"READY": 0, "UNLOADING": 2}}
 

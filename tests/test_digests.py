@@ -1,12 +1,13 @@
 """A model or an archive of which a file was changed since it was made does not start."""
 
+import hashlib
 import shutil
 import subprocess
 
 import pytest
 from torchserve_process import Server, ServerError, free_port
 
-from cloudvid_stages.digests import files_of, write_list
+from cloudvid_stages.digests import check_list, files_of, write_list
 from cloudvid_stages.settings import SettingsError
 from cloudvid_stages.text_to_image import TextToImage
 
@@ -64,23 +65,49 @@ def test_a_file_too_many_or_too_few_is_refused_and_so_is_a_list_that_is_none(mod
 
 def test_writing_the_list_again_adds_what_is_new_and_forgives_nothing(model):
     flip_a_bit_in_the_middle(model / WEIGHTS)
-    (model / "new.json").write_text("{}")
+    (model / "vae/new.json").write_text("{}")
     write_list(model)
-    assert "  new.json\n" in (model / "SHA256SUMS").read_text()
+    assert "  vae/new.json\n" in (model / "SHA256SUMS").read_text()
     with pytest.raises(SettingsError, match="was changed"):
         load(model)
 
 
-def test_a_file_of_the_hubs_cache_that_is_not_what_its_name_promises_is_said(tmp_path):
-    blob = tmp_path / "blobs" / ("0" * 64)
-    blob.parent.mkdir()
-    blob.write_bytes(b"something else")
-    snapshot = tmp_path / "snapshots/abc"
-    (snapshot / "unet").mkdir(parents=True)
-    (snapshot / WEIGHTS).symlink_to(blob)
-    with pytest.raises(SettingsError, match="was damaged on its way from the Hub"):
+def test_what_other_programs_put_beside_a_model_is_no_concern_of_the_list(model):
+    for name in ("svd_xt.safetensors", ".cache/huggingface/trees.json", "unet/onnx/config.json"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text("{}")
+    load(model)
+
+
+def cached(folder, name, content, promised):
+    """A file as the Hub's cache has it: its snapshot links to a blob, that to a store with names of its own."""
+    stored = folder / "store" / hashlib.blake2b(content, digest_size=32).hexdigest()
+    blob, link = folder / "blobs" / promised, folder / "snapshots/abc" / name
+    for path in (stored, blob, link):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    stored.write_bytes(content)
+    blob.symlink_to(stored)
+    link.symlink_to(blob)
+    return link
+
+
+def test_a_file_of_the_hubs_cache_has_to_be_what_its_name_there_promises(tmp_path):
+    large, small = b"weights", b"{}"
+    cached(tmp_path, WEIGHTS, large, hashlib.sha256(large).hexdigest())
+    write_list(snapshot := tmp_path / "snapshots/abc", [WEIGHTS])
+    check_list(snapshot, "model@abc")
+    # What another program has fetched since is as good as what is listed; what has another name is not.
+    cached(tmp_path, "unet/config.json", small, hashlib.sha1(b"blob 2\0" + small, usedforsecurity=False).hexdigest())
+    check_list(snapshot, "model@abc")
+    damaged = cached(tmp_path, "vae/model.safetensors", b"wrong", "0" * 64)
+    with pytest.raises(SettingsError, match=r"vae/model\.safetensors is not in SHA256SUMS"):
+        check_list(snapshot, "model@abc")
+    with pytest.raises(SettingsError, match=f"damaged on its way from the Hub; delete {damaged.resolve()}"):
         write_list(snapshot)
-    assert not (snapshot / "SHA256SUMS").exists()
+    damaged.unlink()
+    (snapshot / WEIGHTS).resolve().write_bytes(b"changed")
+    with pytest.raises(SettingsError, match=f"delete {(snapshot / WEIGHTS).resolve()}, and `make weights`"):
+        check_list(snapshot, "model@abc")
 
 
 @pytest.mark.parametrize("fault", ["archive", "list", "no list"])

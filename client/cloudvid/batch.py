@@ -31,12 +31,12 @@ from cloudvid.manifest import Manifest
 from cloudvid.outputs import DISK, Disk
 from cloudvid.render_options import RenderOptions
 from cloudvid.scenes import Scene
+from cloudvid.served_models import ServedModels
 from cloudvid.slots import Slots
 from cloudvid.stage_run import Finished, Job, PictureChanged, StageRunner
 from cloudvid_schema.protocol import Stage
 
 _TICK_SECONDS = 1.0
-_DESCRIBE_SECONDS = 30.0
 _GALLERY_SECONDS = 10.0
 _ONE_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """Reasons why one file cannot be written and the others can."""
@@ -125,12 +125,11 @@ class _Batch:
             clock=clock,
             backoff=wait,
         )
+        models = ServedModels(client)
         self._slots = Slots(client, options.concurrency)
         self._waiting = {Stage.T2I: deque(self._scenes), Stage.I2V: deque[Scene]()}
         self._running = dict.fromkeys(Stage, 0)
-        # A worker that is busy answers once it is through; one that stays busy longer shows its model with its answer.
-        descriptions = {stage: client.describe(stage, timeout=_DESCRIBE_SECONDS) for stage in Stage}
-        self._models = {stage: found.model if found else None for stage, found in descriptions.items()}
+        self._models = models.known()
         self._touched: set[str] = set()
         self._failed: dict[str, str] = {}
         self._skipped: list[Scene] = []

@@ -42,7 +42,7 @@ class Row:
 ANSWERS = (
     # The code of a worker's death is a race between 500 and 507; its message is not.
     Row(None, None, "Worker died", errors.WorkerDied, 1),
-    # The key file was read again already; more often for a server that is about to write it.
+    # The key file was read again already; a server that starts writes its own about when it listens.
     Row(400, "InvalidKeyException", None, errors.Unauthorized, 3),
     Row(401, None, None, errors.Unauthorized, 0),
     Row(404, "ModelNotFoundException", None, errors.NotReady, 4),  # a server that starts registers its models late

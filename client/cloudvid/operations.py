@@ -75,6 +75,14 @@ class Operations:
         except (errors.CloudVidError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
+    def workers_seen(self, stage: Stage) -> Readiness | None:
+        """Workers of a stage as the management API counts them, or else a proxy; None where neither can be asked.
+
+        Raises:
+            NotReady: the server does not have the stage's model.
+        """
+        return self.readiness(stage) or self.proxy_readiness(stage)
+
     def describe(self, stage: Stage, timeout: float = CONNECT_SECONDS) -> Description | None:
         """What a worker of a stage says of itself, or None where it cannot be asked or is busy for too long.
 
@@ -140,7 +148,7 @@ class Operations:
         """
         for stage in stages or tuple(Stage):
             status = self.ping(stage)
-            readiness = self.readiness(stage) or self.proxy_readiness(stage)
+            readiness = self.workers_seen(stage)
             if readiness is not None and readiness.ready:
                 continue  # whatever befell another worker
             if status == 500:
@@ -163,7 +171,7 @@ class Operations:
         if not self._says_unhealthy(stage):
             return True
         try:
-            readiness = self.readiness(stage) or self.proxy_readiness(stage)
+            readiness = self.workers_seen(stage)
         except errors.NotReady:
             return False
         return readiness is not None and readiness.ready > 0
@@ -183,9 +191,13 @@ class Operations:
             ServerUnavailable: nothing answers, or the token is refused.
         """
         url = f"{self._urls[stage]}/ping"
-        query = {"stage": stage}  # for a proxy before two servers; TorchServe does not read it
-        with self._connection.call("GET", url, "inference", params=query, timeout=CONNECT_SECONDS) as response:
-            return response.status_code
+        # The stage is for a proxy before two servers. Where the path alone decides, one stage answers for both.
+        for query in ({"stage": stage}, {}):
+            with self._connection.call("GET", url, "inference", params=query, timeout=CONNECT_SECONDS) as response:
+                status = response.status_code
+            if status != 404:
+                break
+        return status
 
     def wait_until_ready(self, *stages: Stage, timeout: float = 600.0) -> None:
         """Wait until every stage has a READY worker.

@@ -42,10 +42,10 @@ class Slots:
     def _refresh(self) -> None:
         for stage in Stage:
             try:
-                readiness = self._client.readiness(stage)
+                # Who gave a number may know of more hosts than a proxy tells of.
+                given = stage in self._fallback
+                readiness = self._client.readiness(stage) if given else self._client.workers_seen(stage)
             except CloudVidError:
                 continue
-            if stage not in self._fallback:  # who gave a number may know of more hosts
-                readiness = readiness or self._client.proxy_readiness(stage)
             if readiness is not None:  # else the last count stands
                 self._counts[stage] = max(1, readiness.ready) + 1

@@ -1,6 +1,7 @@
 """The sha256 of every file of a model: listed where the model is made or fetched, checked where it is loaded.
 
-The list is `SHA256SUMS` in the model's folder, as `sha256sum -c` reads it.
+The list is `SHA256SUMS` in the model's folder, as `sha256sum -c` reads it. A snapshot of the Hub's cache is shared with
+other programs, which may add files; what is not listed there has to be what its name in the cache promises.
 """
 
 import hashlib
@@ -13,33 +14,38 @@ from pathlib import Path
 
 from cloudvid_stages.settings import SettingsError
 
+PATTERNS = ("model_index.json", "[!.]*/*.json", "[!.]*/*.txt", "[!.]*/*.safetensors", "[!.]*/*.model")
+"""The files of a model that a pipeline may load."""
 _LIST = "SHA256SUMS"
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")
-_SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 _THREADS = 4  # hashing lets go of the interpreter
 
 
 def files_of(folder: Path) -> list[Path]:
     """Every file of a model that a pipeline may load, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
+    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern)})
 
 
-def write_list(folder: Path) -> None:
+def write_list(folder: Path, names: Iterable[str] | None = None) -> None:
     """List those files of a model that are not listed yet.
 
+    Args:
+        folder: the model's.
+        names: of the files that were asked for, relative to the folder; default: all that there are.
+
     Raises:
-        SettingsError: a file of the Hub's cache, where large ones are named by their sha256, has another.
+        SettingsError: a file of the Hub's cache is not what its name there promises.
         OSError: the folder cannot be written.
     """
     listed = _read_list(folder) or {}
-    new = [path for path in files_of(folder) if path.relative_to(folder).as_posix() not in listed]
+    there = [path.relative_to(folder).as_posix() for path in files_of(folder)] if names is None else sorted(names)
+    new = [name for name in there if name not in listed]
     if not new:
         return
-    for path, digest in zip(new, _digests(new), strict=True):
-        promised = path.resolve().name
-        if re.fullmatch("[0-9a-f]{64}", promised) and promised != digest:
-            raise SettingsError(f"{path} was damaged on its way from the Hub; delete it, and `make weights` fetches it")
-        listed[path.relative_to(folder).as_posix()] = digest
+    for name, digest in zip(new, _digests(folder / name for name in new), strict=True):
+        if _keeps_promise(folder / name, digest) is False:
+            raise SettingsError(f"{name} was damaged on its way from the Hub; {_fetch_again(folder / name)}")
+        listed[name] = digest
     handle, half = tempfile.mkstemp(dir=folder, prefix=f".{_LIST}.")
     with os.fdopen(handle, "w") as stream:
         stream.writelines(f"{digest}  {name}\n" for name, digest in sorted(listed.items()))
@@ -55,15 +61,40 @@ def check_list(folder: Path, identity: str) -> None:
     """
     if (listed := _read_list(folder)) is None:
         return
-    there = {path.relative_to(folder).as_posix(): path for path in files_of(folder)}
-    if missing := sorted(listed.keys() - there.keys()):
-        raise SettingsError(f"{identity}: {missing[0]} is in {_LIST}, and is not there; `make weights` fetches it")
-    remedy = f"if you mean it, delete {_LIST} and let `make weights` write it anew"
-    if unlisted := sorted(there.keys() - listed.keys()):
-        raise SettingsError(f"{identity}: {unlisted[0]} is not in {_LIST}; {remedy}")
-    for name, digest in zip(there, _digests(there.values()), strict=True):
-        if digest != listed[name]:
-            raise SettingsError(f"{identity}: {name} was changed: its sha256 is not that of {_LIST}; {remedy}")
+    if missing := [name for name in listed if not (folder / name).is_file()]:
+        raise SettingsError(f"{identity}: {missing[0]} is in {_LIST}, and is not there; {_fetch_again(None)}")
+    names = sorted({*listed, *(path.relative_to(folder).as_posix() for path in files_of(folder))})
+    meant = f"; if you mean it, delete {_LIST}, and `make weights` writes it anew"
+    for name, digest in zip(names, _digests(folder / name for name in names), strict=True):
+        if name not in listed:
+            if not _keeps_promise(folder / name, digest):
+                raise SettingsError(f"{identity}: {name} is not in {_LIST}{meant}")
+        elif digest != listed[name]:
+            remedy = _fetch_again(folder / name)
+            raise SettingsError(f"{identity}: {name} was changed: its sha256 is not that of {_LIST}; {remedy}{meant}")
+
+
+def _fetch_again(file: Path | None) -> str:
+    """How to have a file as it was; None for one that is not there."""
+    if file is not None and file.is_symlink():  # the Hub's cache: while what it leads to is there, nothing is fetched
+        return f"delete {file.resolve()}, and `make weights` fetches it again"
+    return "copy it here again, or, in the Hub's cache, `make weights` fetches it"
+
+
+def _keeps_promise(file: Path, digest: str) -> bool | None:
+    """Whether a file of the Hub's cache is what its name there says; None where no name says anything.
+
+    Its snapshots link to `blobs/`, where a large file has its sha256 for a name and a small one its id in git. (That
+    may be a link again, to a store of Xet's with names of another kind.)
+    """
+    promised = file.readlink().name if file.is_symlink() else ""
+    if re.fullmatch("[0-9a-f]{64}", promised):
+        return promised == digest
+    if re.fullmatch("[0-9a-f]{40}", promised):
+        data = file.read_bytes()
+        # Only where it is so: a mirror of the Hub may name small files otherwise.
+        return promised == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() or None
+    return None
 
 
 def _read_list(folder: Path) -> dict[str, str] | None:
@@ -79,9 +110,10 @@ def _read_list(folder: Path) -> dict[str, str] | None:
 
 def _digests(files: Iterable[Path]) -> list[str]:
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(_digest, files))
+        return list(threads.map(sha256, files))
 
 
-def _digest(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """A file's, as hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 from cloudvid_schema.protocol import Stage
 from cloudvid_stages import memory, speed
 from cloudvid_stages.deep_cache import DeepCache
-from cloudvid_stages.digests import check_list
+from cloudvid_stages.digests import check_list, sha256
 from cloudvid_stages.settings import SettingsError, StageSettings, TextToImageSettings
-from cloudvid_stages.weights import PIPELINES, find, find_lora, fingerprint_of_file
+from cloudvid_stages.weights import PIPELINES, find, find_lora
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -75,7 +75,7 @@ def load_pipeline(stage: Stage, settings: StageSettings, device: str) -> LoadedP
         _set_scheduler(pipeline, settings)
         if (lora := find_lora(settings)) is not None:
             _add_lora(pipeline, lora, settings.lora_scale)
-            identity += f"+{lora.stem}@{fingerprint_of_file(lora)}*{settings.lora_scale:g}"
+            identity += f"+{lora.stem}@{sha256(lora)[:12]}*{settings.lora_scale:g}"
     memory.spare(pipeline, settings)
     speed.prepare(pipeline, settings)
     memory.place(pipeline, settings.offload, device)

@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 )
 
 from cloudvid_schema.protocol import Stage
-from cloudvid_stages.digests import files_of, write_list
+from cloudvid_stages.digests import PATTERNS, files_of, write_list
 from cloudvid_stages.settings import (
     ImageToVideoSettings,
     SettingsError,
@@ -39,7 +39,6 @@ from cloudvid_stages.settings import (
     read_settings,
 )
 
-_FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.model"]
 PIPELINES = {Stage.T2I: "StableDiffusionPipeline", Stage.I2V: "StableVideoDiffusionPipeline"}
 """The diffusers class that each stage runs."""
 SETTINGS: dict[Stage, type[StageSettings]] = {Stage.T2I: TextToImageSettings, Stage.I2V: ImageToVideoSettings}
@@ -164,16 +163,25 @@ def fetch(settings: StageSettings) -> Checkpoint:
                 settings.precision(torch.cuda.is_available()) == "fp16",
             )
             snapshot = snapshot_download(name, revision=settings.revision, allow_patterns=files)
-            write_list(Path(snapshot))
-            return _checkpoint(name, snapshot)
         except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
             reasons.append(f"{name}: {_remedy(name, settings.revision, error)}")
+            continue
+        _list(Path(snapshot), files)
+        return _checkpoint(name, snapshot)
     try:
         found = find(settings)  # a server must start again while the Hub is away
     except SettingsError:
         raise SettingsError("no weights could be fetched\n  " + "\n  ".join(reasons)) from None
     print(f"the Hub's cache serves, since nothing could be fetched ({'; '.join(reasons)})", file=sys.stderr)
     return found
+
+
+def _list(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Have a model's files listed, where its folder may be written."""
+    try:
+        write_list(folder, names)
+    except OSError as error:
+        print(f"note: {folder}: no list of sha256 was written ({error.strerror}); none is checked", file=sys.stderr)
 
 
 def wanted_files(files: Iterable[str], fp16: bool) -> list[str]:
@@ -183,7 +191,7 @@ def wanted_files(files: Iterable[str], fp16: bool) -> list[str]:
         files: every file of the repository.
         fp16: whether diffusers' fp16 variant is to be loaded where there is one.
     """
-    parts = [file for file in files if any(fnmatch(file, pattern) for pattern in _FILES)]
+    parts = [file for file in files if any(fnmatch(file, pattern) for pattern in PATTERNS)]
     weights = [file for file in parts if file.endswith(".safetensors")]
     wanted = [file for file in parts if file not in weights]
     for folder in sorted({Path(file).parent for file in weights}):
@@ -226,12 +234,6 @@ def _checkpoint(name: str, snapshot: str) -> Checkpoint:
     return Checkpoint(Path(snapshot), f"{name}@{Path(snapshot).name}")
 
 
-def fingerprint_of_file(file: Path) -> str:
-    """12 hex digits of a file's sha256."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
-
-
 def fingerprint(directory: Path) -> str:
     """12 hex digits that tell one model directory's contents from another's.
 
@@ -269,9 +271,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
             checkpoint = fetch(settings)
             checkpoint.check(stage)
             fetch_lora(settings)
-            if options.list:
-                write_list(checkpoint.path)
-        except (SettingsError, OSError) as error:
+            if options.list and Path(settings.model).expanduser().is_dir():  # else `fetch` has listed what it fetched
+                _list(checkpoint.path)
+        except SettingsError as error:
             print(f"{stage}: {error}", file=sys.stderr)
             return 1
         print(f"{stage}: {checkpoint.identity}")

@@ -138,7 +138,7 @@ def wait(client: Client, timeout: _Timeout = 600.0, stage: _Stages = None, json:
         raise error
     if json:
         return
-    if all(client.readiness(stage) or client.proxy_readiness(stage) for stage in stages):
+    if all(client.workers_seen(stage) for stage in stages):
         print("both stages are ready" if len(set(stages)) > 1 else f"{stages[0]} is ready")
     else:
         print(

@@ -1,5 +1,6 @@
 """Checks of what a server loads, where this is a checkout: archives and weights."""
 
+import hashlib
 import json
 import struct
 import zipfile
@@ -35,6 +36,10 @@ def archives(place: Place) -> Iterator[Finding]:
                 remedy = "`make archives` builds it anew (`make start` does too)"
                 found = f"{name} has another {changed} than this folder"
                 yield Finding(check="archives", level="note", found=found, remedy=remedy)
+            elif not _is_listed(path):
+                remedy = "delete it, then `make archives`; no server starts with it"
+                found = f"{name} is not the one that was built: its sha256 is not in SHA256SUMS beside it"
+                yield Finding(check="archives", level="problem", found=found, remedy=remedy)
             else:
                 yield Finding(check="archives", level="ok", found=f"{name}, as this folder would build it")
 
@@ -54,6 +59,15 @@ def _changed(path: Path, stage: Stage, folder: Path) -> str:
             if source is not None and source.read_bytes() != archive.read(name):
                 return name
     return ""
+
+
+def _is_listed(path: Path) -> bool:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        return f"{digest}  {path.name}\n" in (path.parent / "SHA256SUMS").read_text()
+    except OSError:
+        return False
 
 
 def weights(place: Place) -> Iterator[Finding]:
