@@ -7,6 +7,7 @@ this repository at run time.
 import argparse
 import contextlib
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def build(stage: str, store: Path, version: str, config: Path | None = None) -> 
             "--handler", str(handlers / f"{stage}_handler.py"),
             "--config-file", str(config or handlers / f"{stage}.yaml"),
             "--extra-files", str(extra), "--export-path", str(out),
-        ], check=True)
+        ], check=True, env=os.environ | {"TMPDIR": folder})  # it works in a folder of a fixed name
         # fmt: on
         store.mkdir(parents=True, exist_ok=True)
         half = store / f".{stage}.mar.half"
@@ -60,7 +61,7 @@ def build(stage: str, store: Path, version: str, config: Path | None = None) -> 
 def listed(store: Path) -> dict[str, str]:
     """The sha256 of each archive when it was built, by name; of none where there is no list."""
     with contextlib.suppress(FileNotFoundError):
-        lines = (store / LIST).read_text().splitlines()
+        lines = (store / LIST).read_text(errors="replace").splitlines()
         return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     return {}
 

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +206,9 @@ class Server:
 @contextlib.contextmanager
 def _signals_deferred() -> Iterator[None]:
     """Signals that would interrupt the block arrive after it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # they interrupt the main thread alone
+        return
     came: list[int] = []
     signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {sign: signal.signal(sign, lambda number, frame: came.append(number)) for sign in signs}

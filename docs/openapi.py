@@ -30,12 +30,14 @@ _ERRORS = {
     400: "The body cannot be read, or (type `InvalidKeyException`) the token is missing, wrong or expired, or "
     "(`QueryNotPassedOn`, a proxy's) t2i was sent a query.",
     401: "A proxy's: the token is missing or unknown.",
-    404: "There is no such stage.",
+    404: "There is no such stage, or it is not registered yet (type `ModelNotFoundException`).",
     405: "The method is another one.",
     408: "A proxy's: the request did not arrive in time.",
     413: "The picture, or the whole request (then with an empty body), is too large.",
     415: "The endpoint does not read this Content-Type.",
-    422: "Parameters or the picture break their rules; `errors` names each.",
+    422: "Parameters or the picture break their rules, or the operator's limits; `errors` names each. Beyond the "
+    "schema: a prompt is not blank, max_guidance_scale is at least min_guidance_scale, an integer has no decimal "
+    "point, a form gives each parameter once.",
     429: "A proxy's: too many connections at once.",
     500: "The stage failed, or its worker died.",
     502: "A proxy's: the model server cannot be reached, or broke off.",

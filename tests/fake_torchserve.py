@@ -89,14 +89,14 @@ class FakeTorchServe(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, workers=1, step_seconds=0.0, fault=None, cut=None, identities=None, port=0):
-        super().__init__(("127.0.0.1", port), _Http)
-        identities = identities or {stage: f"noise-{stage}@1" for stage in Stage}
+    def __init__(self, workers=1, step_seconds=0.0, fault=None, cut=None, identities=None, host="127.0.0.1", port=0):
+        super().__init__((host, port), _Http)
+        names = identities or {stage: f"noise-{stage}@1" for stage in Stage}
         self.workers = dict.fromkeys(Stage, workers)
+        self.states, self.health = dict.fromkeys(Stage, "READY"), 200
+        """What the management API says of each stage's workers, and the status of /ping."""
         self.free = {stage: threading.Semaphore(workers) for stage in Stage}
-        self.pool = {
-            stage: [_Worker(stage, identities[stage], step_seconds) for _ in range(workers)] for stage in Stage
-        }
+        self.pool = {stage: [_Worker(stage, names[stage], step_seconds) for _ in range(workers)] for stage in Stage}
         self.fault, self.cut = fault or (lambda stage, body: None), cut or (lambda stage: None)
         self.posts: Counter[Stage] = Counter()
         self.running: Counter[Stage] = Counter()
@@ -109,7 +109,7 @@ class FakeTorchServe(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return "http://{}:{}".format(*self.server_address)
 
     def await_post(self, count, is_alive):
         """Return once so many POSTs were made, or the client is no longer alive."""
@@ -129,10 +129,10 @@ class _Http(BaseHTTPRequestHandler):
     def do_GET(self):
         name = self.path.rsplit("/", 1)[-1].partition("?")[0]
         if name == "ping":
-            self._send(200, {}, b"{}")
+            self._send(self.server.health, {}, b"{}")
         elif self.path.startswith("/models/"):
             stage = Stage(name)
-            model: dict[str, Any] = {"workers": [{"status": "READY"}] * self.server.workers[stage]}
+            model: dict[str, Any] = {"workers": [{"status": self.server.states[stage]}] * self.server.workers[stage]}
             if self.path.endswith("customized=true"):
                 _, _, text = self.server.pool[stage][0].answer({}, {"describe": "True"}, lambda part: None)
                 model["customizedMetadata"] = json.loads(text)
@@ -220,5 +220,6 @@ def _row(headers: Mapping[str, str], body: bytes) -> dict[str, bytes]:
     return row
 
 
-def fake_torchserve(**options):
-    return serving(FakeTorchServe(**options))
+def fake_torchserve(within=lambda function: function(), **options):
+    """A server that serves; `within` may open its socket elsewhere, as in a network namespace."""
+    return serving(within(lambda: FakeTorchServe(**options)))

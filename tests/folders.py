@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cloudvid import parse_scenes
+from cloudvid import Scene, parse_scenes
 from cloudvid.media_files import check_whole
 
 TYPES = {".png": "image/png", ".mp4": "video/mp4"}
@@ -12,6 +12,11 @@ TYPES = {".png": "image/png", ".mp4": "video/mp4"}
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file's bytes by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def pictures_and_clips(folder: Path) -> dict[str, bytes]:
+    """Every picture's and clip's bytes by name."""
+    return {name: data for name, data in contents(folder).items() if name.endswith(tuple(TYPES))}
 
 
 def no_half_file_has_a_final_name(folder: Path) -> bool:
@@ -41,7 +46,7 @@ def write_scenes(path: Path, count: int) -> Path:
     return path
 
 
-def batch(count):
+def batch(count: int) -> list[Scene]:
     """Scenes whose clips take a second or so."""
     t2i = {"width": 64, "height": 64, "num_inference_steps": 6}
     i2v = {"num_frames": 6, "num_inference_steps": 8, "decode_chunk_size": 2}
@@ -50,7 +55,3 @@ def batch(count):
         for index in range(count)
     ]
     return parse_scenes(document)
-
-
-def pictures_and_clips(folder):
-    return {name: data for name, data in contents(folder).items() if name.endswith(tuple(TYPES))}

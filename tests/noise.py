@@ -27,14 +27,14 @@ class _Noise:
     batches: ClassVar[bool] = False
     device = "cpu"
 
-    def __init__(self, identity: str, step_seconds: float) -> None:
+    def __init__(self, identity: str, step_seconds: float, stall_seconds: float = 0.0) -> None:
         self.identity = identity
-        self.step_seconds = step_seconds
+        self.step_seconds, self.stall_seconds = step_seconds, stall_seconds
         self._seconds: dict[str, float] = {}
 
     @classmethod
     def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> "_Noise":
-        return cls(section["identity"], section["step_seconds"])
+        return cls(section["identity"], section["step_seconds"], section.get("stall_seconds", 0.0))
 
     def describe(self) -> Description:
         return Description(stage=self.stage, model=self.identity, seconds=self._seconds)
@@ -48,9 +48,11 @@ class _Noise:
     def _make(self, request, picture, on_start, on_step) -> Output:
         seed = random.SystemRandom().randint(0, MAX_SEED) if request.seed is None else request.seed
         on_start(seed, self.identity)
+        is_large = (request.width or 0) * (request.height or 0) > 2**20
+        seconds = self.step_seconds + is_large * self.stall_seconds
         for step in range(request.num_inference_steps):
-            if self.step_seconds:
-                time.sleep(self.step_seconds)
+            if seconds:
+                time.sleep(seconds)
             on_step("denoise", step + 1, request.num_inference_steps)
         timings = {"denoise": 10.0 * request.num_inference_steps, "decode": 5.0}
         shape = CLIP if self.stage is Stage.I2V else (request.height, request.width, 3)

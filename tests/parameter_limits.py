@@ -15,7 +15,10 @@ from picture_parts import encoded, noise
 from cloudvid_schema.protocol import JSON, MULTIPART, ImageToVideoRequest, Stage, TextToImageRequest
 
 PICTURE = encoded(noise(64, 64), "PNG")
-MODELS = {Stage.T2I: TextToImageRequest, Stage.I2V: ImageToVideoRequest}
+MODELS: dict[Stage, type[TextToImageRequest | ImageToVideoRequest]] = {
+    Stage.T2I: TextToImageRequest,
+    Stage.I2V: ImageToVideoRequest,
+}
 FORMS = [(Stage.T2I, JSON), (Stage.I2V, JSON), (Stage.I2V, MULTIPART)]
 
 NUMBERS = [

@@ -45,6 +45,25 @@ def test_a_picture_comes_with_what_its_headers_say():
     assert json.loads(seen.body)["width"] == 128
 
 
+def test_times_that_are_no_numbers_are_passed_over():
+    timing = "denoise;dur=., decode;dur=1.2.3, encode;dur=4, other;dur=x"
+    with fake_server(lambda seen: file_answer(headers={"Server-Timing": timing})) as server:
+        assert client_of(server).text_to_image("a cat").timings == {"decode": 1.2, "encode": 4.0}
+
+
+@pytest.mark.parametrize("status", [400, 401, 422, 500])
+def test_a_servers_words_are_text_and_no_commands_to_a_terminal(status):
+    hostile = "\x1b]0;owned\x07\r\nfake\u202e"
+    with (
+        fake_server(lambda seen: error(status, hostile, hostile)) as server,
+        pytest.raises(errors.CloudVidError) as raised,
+    ):
+        client_of(server).text_to_image("a cat")
+    assert str(raised.value).isprintable()
+    assert "\\x1b]0;owned\\x07\\r\\nfake\\u202e" in str(raised.value)
+    assert raised.value.body.message == hostile
+
+
 def test_a_streamed_picture_passes_its_events_on():
     events = []
     with fake_server(lambda seen: event_lines("started", "progress", "result")) as server:

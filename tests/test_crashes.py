@@ -1,13 +1,15 @@
-"""Crashes: of the client at any moment, of every file operation, of answers at any byte. Nothing is lost or half done."""
+"""Crashes: of every file operation, of answers at any byte; interrupts. Nothing is lost or half done.
+
+The client that is killed at random moments is case F5 of the soak, a short cut of which test_soak.py runs.
+"""
 
 import errno
 import json
 import os
-import random
-import re
 import signal
 import subprocess
 import sys
+import threading
 
 import forked
 import pytest
@@ -19,11 +21,9 @@ from folders import contents, no_half_file_has_a_final_name, scenes, write_scene
 from loopback import client_of, connection
 
 from cloudvid import Client, OutputError, RenderOptions, errors, parse_scenes, render
+from cloudvid.cli.run import _signals_as_interrupt
 from cloudvid.events import SceneFailed
-from cloudvid.manifest import read_records
 from cloudvid_schema.protocol import Stage
-
-KILLS = 60
 
 
 def run(server, scene_file, folder):
@@ -42,49 +42,6 @@ def undisturbed(tmp_path_factory):
     with fake_torchserve() as server:
         list(render(parse_scenes(scenes(6)), client_of(server), folder))
     return contents(folder)
-
-
-@pytest.mark.slow
-def test_sixty_kills_lose_damage_and_double_nothing(undisturbed, tmp_path):
-    """Killed, resumed and killed again until a batch is whole, batch after batch, until there were sixty kills."""
-    draw = random.Random(20261123)
-    scene_file = write_scenes(tmp_path / "scenes.json", 6)
-    kills = batches = 0
-    while kills < KILLS:
-        folder = tmp_path / f"out{batches}"
-        batches += 1
-        killed_here = 0
-        posted = []
-
-        def note(stage, body, posted=posted):
-            posted.append((int(re.findall(rb'"seed":(\d+)', body)[-1]), stage))
-
-        with fake_torchserve(step_seconds=0.03, fault=note) as server:
-            while True:
-                on_record, before = recorded(folder), len(posted)
-                arguments = run(server, scene_file, folder)
-                process = forked.start("cloudvid.cli:main", *arguments, cwd=tmp_path, environment=clean_environment())
-                # The moments are those of the work, not of what comes before it.
-                server.await_post(before + 1, process.is_alive)
-                process.join(timeout=draw.uniform(0.0, 0.3) if killed_here < 12 else 60)
-                process.kill()
-                process.join()
-                assert not on_record.intersection(posted[before:]), "what is on record is never made again"
-                if process.exitcode == 0:
-                    break
-                assert process.exitcode == -signal.SIGKILL
-                killed_here += 1
-                assert no_half_file_has_a_final_name(folder)
-            assert len(posted) <= 12 + 4 * killed_here, "at most the two of each stage that were in flight"
-        kills += killed_here
-        assert contents(folder) == undisturbed
-    assert kills >= KILLS
-
-
-def recorded(folder):
-    """Seed and stage of each file that the manifest knows."""
-    records, _ = read_records(folder)
-    return {(entry.seed, stage) for record in records.values() for stage in Stage if (entry := record.entry(stage))}
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +199,20 @@ def test_an_interrupt_ends_the_run_at_once_with_130_and_a_command_that_resumes(s
     with fake_torchserve() as server:
         subprocess.run(command(server, scene_file, tmp_path / "out"), env=clean_environment(), check=True, timeout=60)
     assert contents(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupt_that_comes_in_a_destructor_is_not_lost():
+    """Python drops an exception that is raised there; the wait after it would last for ever."""
+
+    class Last:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), _signals_as_interrupt():
+        last = Last()
+        del last
+        threading.Event().wait()
 
 
 def test_fail_fast_stops_at_the_first_failure(tmp_path):

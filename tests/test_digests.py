@@ -58,9 +58,10 @@ def test_a_file_too_many_or_too_few_is_refused_and_so_is_a_list_that_is_none(mod
     (model / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(SettingsError, match=r"tokenizer/tokenizer\.json is in SHA256SUMS, and is not there"):
         load(model)
-    (model / "SHA256SUMS").write_text("# none\n")
-    with pytest.raises(SettingsError, match="SHA256SUMS, line 1: must be a sha256 and a name"):
-        load(model)
+    for text in (b"# none\n", b"\xff" + (model / "SHA256SUMS").read_bytes()):
+        (model / "SHA256SUMS").write_bytes(text)
+        with pytest.raises(SettingsError, match="SHA256SUMS, line 1: must be a sha256 and a name"):
+            load(model)
 
 
 def test_writing_the_list_again_adds_what_is_new_and_forgives_nothing(model):
@@ -110,13 +111,15 @@ def test_a_file_of_the_hubs_cache_has_to_be_what_its_name_there_promises(tmp_pat
         check_list(snapshot, "model@abc")
 
 
-@pytest.mark.parametrize("fault", ["archive", "list", "no list"])
+@pytest.mark.parametrize("fault", ["archive", "list", "a list that is no text", "no list"])
 def test_an_archive_that_is_not_the_one_that_was_built_starts_no_server(fault, tmp_path, model_store):
     store = shutil.copytree(model_store, tmp_path / "store")
     if fault == "archive":
         flip_a_bit_in_the_middle(store / "i2v.mar")
     elif fault == "list":
         (store / "SHA256SUMS").write_text((store / "SHA256SUMS").read_text().replace("i2v", "other"))
+    elif fault == "a list that is no text":
+        (store / "SHA256SUMS").write_bytes((store / "SHA256SUMS").read_bytes().replace(b"i2v", b"i2\xff"))
     else:
         (store / "SHA256SUMS").unlink()
     server = Server(tmp_path / "run", free_port())

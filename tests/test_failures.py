@@ -7,6 +7,7 @@ from loopback import client_of
 
 from cloudvid import RenderOptions, ServerUnavailable, errors, failures, parse_scenes, render
 from cloudvid.events import BatchFinished, SceneDone, SceneFailed, StageRetried
+from cloudvid.slots import Slots
 from cloudvid_schema.protocol import Stage
 
 SCENE = {"id": "a", "scene_desc": "a", "t2i_params": {"width": 64, "height": 64, "num_inference_steps": 1}}
@@ -96,6 +97,37 @@ def test_each_answer_has_its_class_and_its_number_of_posts(answer, kind, tries, 
         assert not [event for event in events if isinstance(event, SceneDone)]
         if not issubclass(getattr(errors, kind), ServerUnavailable):
             assert [event.error for event in events if isinstance(event, SceneFailed)] == [kind]
+
+
+def test_a_stream_that_breaks_while_the_worker_is_down_is_the_death_of_the_worker(tmp_path):
+    """TorchServe says no more in the middle of a stream: the connection ends, as where a network has cut it."""
+    with fake_torchserve(cut=lambda stage: 10) as server:
+        server.states[Stage.T2I] = "WORKER_ERROR"
+        client = client_of(server)
+        events = list(render(parse_scenes([SCENE]), client, tmp_path, wait=lambda attempt: 0.0))
+    assert [event.error for event in events if isinstance(event, StageRetried)] == ["WorkerDied"]
+    assert [event.error for event in events if isinstance(event, SceneFailed)] == ["WorkerDied"]
+    assert server.posts[Stage.T2I] == 2
+
+
+def test_a_stage_is_given_up_once_the_server_says_several_times_that_its_workers_stay_down():
+    """Its requests stay in TorchServe's queue without an answer, so no failure of theirs would ever tell."""
+    with fake_torchserve() as server:
+        client = client_of(server)
+        slots = Slots(client, {}, seconds=0.01)
+        try:
+            server.health = 500  # another stage's workers are meant as long as this one has one that is ready
+            assert slots.given_up(Stage.T2I) is None
+            server.states[Stage.T2I] = "UNLOADING"
+            while (error := slots.given_up(Stage.T2I)) is None:
+                pass
+            assert "workers do not come up" in str(error)
+            assert slots.given_up(Stage.I2V) is None
+            server.states[Stage.T2I] = "READY"
+            while slots.given_up(Stage.T2I):
+                pass
+        finally:
+            slots.stop()
 
 
 def test_patience_ends_the_wait_for_a_server_that_stays_busy(tmp_path):

@@ -44,6 +44,16 @@ def test_ps_shows_a_row_a_stage_and_what_has_to_be_said(tmp_path):
     assert stage["description"]["model"] == "model@1234567890abcdef"
 
 
+def test_what_a_server_says_of_itself_is_no_command_to_a_terminal(tmp_path):
+    fake = Fake()
+    fake.description["model"] = fake.version = "\x1b[2J\rowned\u202e"
+    with fake_server(fake) as server:
+        for command in ("ps", "doctor"):
+            done = cloudvid(command, cwd=tmp_path, environment=at(server))
+            assert "\\x1b[2J\\rowned\\u202e" in done.stdout
+            assert all(line.isprintable() for line in done.stdout.split("\n"))
+
+
 def test_ps_of_a_server_that_is_not_there_says_so_and_is_exit_code_3(tmp_path):
     url = f"http://127.0.0.1:{closed_port()}"
     with fake_server(Fake()) as server:

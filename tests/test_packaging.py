@@ -9,6 +9,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import archives
 import jsonschema
 import pytest
 import yaml
@@ -162,3 +163,11 @@ def test_the_documents_name_no_path_of_one_machine():
     for name in tracked:
         if Path(name).suffix in (".md", ".json", ".yaml", ".toml", ".txt", ".properties"):
             assert not re.search(r"(^|[\s\"'(])/(root|home|work)/", (ROOT / name).read_text()), name
+
+
+def test_building_an_archive_touches_nothing_that_others_have_in_the_folder_of_temporary_files(tmp_path, monkeypatch):
+    (tmp_path / "t2i").mkdir()
+    (tmp_path / "t2i/of another build").touch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    archives.build("t2i", tmp_path / "store", "0")
+    assert (tmp_path / "t2i/of another build").exists()

@@ -102,6 +102,9 @@ def test_the_three_body_forms_of_i2v_mean_the_same():
     [
         (body("text/plain", b"a"), 415, "Content-Type must be one of application/json; got text/plain"),
         (body("", b"a"), 415, "got none"),
+        (body("text/\x1bplain", b"a"), 415, 'got "text/\\u001bplain"'),
+        (bodies.Body("application/json", {"": b"1"}, b'{"": 1}'), 422, '"": is given twice'),
+        (bodies.Body("application/json", {"\n": b"\xff"}, b"{}"), 422, '"\\n": must be UTF-8'),
         (body("application/json", b""), 400, "the body is empty"),
         (body("application/json", b"{"), 400, "body: not JSON"),
         (body("application/json", b"\xff"), 400, "not UTF-8"),

@@ -137,6 +137,24 @@ def test_nothing_but_the_four_routes_reaches_a_server_whatever_the_method(seen):
     assert requests_seen == []
 
 
+@pytest.mark.parametrize(
+    ("head", "status", "kind"),
+    [
+        ("GET /ping HTTP/9.9\r\nHost: x\r\n", 505, "BadRequest"),
+        (f"POST {T2I} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n", 501, "NotImplemented"),
+    ],
+)
+def test_a_head_that_the_proxy_does_not_take_is_answered_as_a_stage_answers(head, status, kind, seen):
+    running, requests_seen = seen
+    host, port = running.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(f"{head}Authorization: Bearer {TOKEN}\r\n\r\n".encode())
+        answer = connection.makefile("rb").read().decode()
+    body = json.loads(answer.partition("\r\n\r\n")[2])
+    assert (int(answer.split()[1]), body["code"], body["type"]) == (status, status, kind)
+    assert requests_seen == []
+
+
 def test_doubtful_requests_end_at_the_proxy(seen):
     running, requests_seen = seen
     doubtful = [

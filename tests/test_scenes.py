@@ -27,6 +27,10 @@ BAD = [
     ({}, "scenes: must be a JSON array of scenes"),
     ([], "scenes: must have at least one scene"),
     ({"scenes": [GOOD], "scnes": 1}, "scnes: is not known; did you mean scenes?"),
+    ({"scenes": [GOOD], "": 1}, '"": is not known'),
+    ({"scenes": [GOOD], "a\x1b[2J\n": 1}, '"a\\u001b[2J\\n": is not known'),
+    ({"scenes": [GOOD], "\ud800": 1}, '"\\ud800": is not known'),
+    ({"scenes": [GOOD], "$schema": 7}, "$schema: must be a string, got 7"),
     ({"scenes": {"a": 1}}, "scenes: must be a JSON array of scenes"),
     ([7], "scenes[0]: must be a JSON object, got 7"),
     ([{"id": "a"}], "scenes[0].scene_desc: is required"),
@@ -57,6 +61,8 @@ BAD = [
     (scene(t2i_params=[]), "scenes[0].t2i_params: must be a JSON object, got []"),
     (i2v(fps=0), "scenes[0].i2v_params.fps: must be at least 1, got 0"),
     (i2v(numframes=8), "scenes[0].i2v_params.numframes: is not known; did you mean num_frames?"),
+    (i2v(**{"": 1}), 'scenes[0].i2v_params."": is not known; known are decode_chunk_size'),
+    (i2v(**{"\ud800": 1}), 'scenes[0].i2v_params."\\ud800": is not known; known are decode_chunk_size'),
     (i2v(fit="fill"), "scenes[0].i2v_params.fit: must be 'crop', 'pad' or 'stretch'"),
 ]  # fmt: skip
 

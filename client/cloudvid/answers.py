@@ -73,7 +73,12 @@ def error_body(code: int, content: bytes) -> ErrorBody:
 
 def failure(stage: Stage, body: ErrorBody) -> errors.CloudVidError:
     """The error that an error body means to the caller."""
-    return row_of(body).error(f"{stage} answers {body.code} {body.type}: {body.message}", body)
+    return row_of(body).error(f"{stage} answers {body.code} {plain(body.type)}: {plain(body.message)}", body)
+
+
+def plain(text: str) -> str:
+    """A server's text for a terminal or a log: what does not print is spelled out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def whole(stage: Stage, response: requests.Response) -> Generated:
@@ -88,7 +93,7 @@ def whole(stage: Stage, response: requests.Response) -> Generated:
         raise errors.BrokenAnswer(f"{stage}: the file does not match its {DIGEST_HEADER}")
     timings = {
         phase: float(milliseconds)
-        for phase, milliseconds in re.findall(r"(\w+);dur=([\d.]+)", headers.get(TIMING_HEADER, ""))
+        for phase, milliseconds in re.findall(r"(\w+);dur=(\d+(?:\.\d+)?)", headers.get(TIMING_HEADER, ""))
     }
     try:
         seed, model = int(headers[SEED_HEADER]), headers[MODEL_HEADER]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cloudvid.client import Client
 from cloudvid.decisions import entry_of, reason_to_run, request_of
-from cloudvid.errors import CloudVidError, OutputError, ServerUnavailable
+from cloudvid.errors import CloudVidError, NoRoom, OutputError, ServerUnavailable
 from cloudvid.events import (
     BatchEvent,
     BatchFinished,
@@ -74,15 +74,9 @@ def render(
     manifest = Manifest(output_dir, disk)
     try:
         batch = _Batch(
-            scenes,
-            client,
-            manifest,
-            folder=output_dir,
-            options=options or RenderOptions(),
-            disk=disk,
-            clock=clock,
+            scenes, client, manifest, folder=output_dir, options=options or RenderOptions(), disk=disk, clock=clock,
             wait=wait,
-        )
+        )  # fmt: skip
         try:
             yield from batch.events()
         except (GeneratorExit, KeyboardInterrupt):
@@ -99,32 +93,17 @@ class _Batch:
     """The state of a batch; but for the manifest and the inbox, the generator's thread alone touches it."""
 
     def __init__(
-        self,
-        scenes: Sequence[Scene],
-        client: Client,
-        manifest: Manifest,
-        *,
-        folder: Path,
-        options: RenderOptions,
-        disk: Disk,
-        clock: Callable[[], float],
-        wait: Callable[[int], float],
-    ) -> None:
+        self, scenes: Sequence[Scene], client: Client, manifest: Manifest, *, folder: Path, options: RenderOptions,
+        disk: Disk, clock: Callable[[], float], wait: Callable[[int], float],
+    ) -> None:  # fmt: skip
         self._all, self._folder, self._options, self._disk, self._clock = scenes, folder, options, disk, clock
         self._scenes = [scene for scene in scenes if not options.only or scene.id in options.only]
         self._manifest, self._records = manifest, manifest.records
         self._inbox: queue.SimpleQueue[BatchEvent | Finished] = queue.SimpleQueue()
         self._runner = StageRunner(
-            client,
-            manifest,
-            folder=folder,
-            disk=disk,
-            report=self._inbox.put,
-            retries=options.retries,
-            patience=options.patience,
-            clock=clock,
-            backoff=wait,
-        )
+            client, manifest, folder=folder, disk=disk, report=self._inbox.put, retries=options.retries,
+            patience=options.patience, clock=clock, backoff=wait,
+        )  # fmt: skip
         models = ServedModels(client)
         self._slots = Slots(client, options.concurrency)
         self._waiting = {Stage.T2I: deque(self._scenes), Stage.I2V: deque[Scene]()}
@@ -144,6 +123,7 @@ class _Batch:
         yield BatchStarted(scenes=len(self._scenes), output_dir=str(self._folder), models=self._models)
         stopped: str | None = None
         while stopped is None:
+            self._abandon()
             yield from self._dispatch()
             if not any(self._running.values()) and not any(self._queue(stage) for stage in Stage):
                 break
@@ -155,16 +135,16 @@ class _Batch:
                 yield item
                 continue
             yield from self._finish(item)
-            if isinstance(self._fatal, OutputError):
+            if self._is_unwritable():
                 stopped = str(self._fatal)
             elif self._failed and self._options.fail_fast:
                 stopped = "failed"
         self.stop()
-        if not isinstance(self._fatal, OutputError):
+        if not self._is_unwritable():
             try:
                 self._settle()
             except OutputError as error:
-                self._fatal = error
+                self._fatal = self._fatal if isinstance(self._fatal, NoRoom) else error
         yield BatchFinished(
             scenes=len(self._scenes),
             done=self._done,
@@ -177,9 +157,21 @@ class _Batch:
         if self._fatal is not None:
             raise self._fatal
 
+    def _is_unwritable(self) -> bool:
+        """Whether nothing more can be stored, not even what is under way."""
+        return isinstance(self._fatal, OutputError) and not isinstance(self._fatal, NoRoom)
+
     def _queue(self, stage: Stage) -> deque[Scene]:
         """Scenes that wait for a stage, as long as its server can be had at all."""
         return deque() if stage in self._gone else self._waiting[stage]
+
+    def _abandon(self) -> None:
+        """Wait no longer for a stage that the server has given up; the other goes on with what it has."""
+        for stage in Stage:
+            if self._running[stage] and (error := self._slots.given_up(stage)):
+                self._running[stage] = 0
+                self._gone.add(stage)
+                self._fatal = error
 
     def stop(self) -> None:
         """Let nothing more be sent, stored or reported."""
@@ -249,7 +241,7 @@ class _Batch:
 
     def _finish(self, finished: Finished) -> Iterator[BatchEvent]:
         job, entry = finished.job, finished.entry
-        self._running[job.stage] -= 1
+        self._running[job.stage] = max(0, self._running[job.stage] - 1)  # it may have been abandoned
         if entry is None:
             yield from self._fail(job, finished.error or CloudVidError("no result"))
             return
@@ -279,6 +271,9 @@ class _Batch:
         elif isinstance(error, ServerUnavailable):
             self._gone.add(job.stage)  # the other stage goes on with what it has
             self._fatal = error
+        elif isinstance(error, NoRoom):
+            self._gone.update(Stage)  # what is under way has its place
+            self._fatal = self._fatal or error
         elif isinstance(error, OutputError) and error.errno not in _ONE_FILE:
             self._fatal = error
         else:

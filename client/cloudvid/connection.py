@@ -12,7 +12,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
 from cloudvid import errors
-from cloudvid.answers import error_body
+from cloudvid.answers import error_body, plain
 from cloudvid.credentials import Api, Credentials
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
@@ -46,7 +46,7 @@ class Connection:
                 return response
             renewed = self.credentials.key(api)
             if renewed == key:
-                raise errors.Unauthorized(f"{url} refuses {self.credentials}: {body.message}", body)
+                raise errors.Unauthorized(f"{url} refuses {self.credentials}: {plain(body.message)}", body)
             key, arguments["headers"] = renewed, headers
 
 

@@ -20,6 +20,7 @@ CloudVidError
 │       └── Stalled         no sign of life
 └── OutputError             a file cannot be read or written
     ├── UnusableFolder      nothing can be written there; nothing was sent
+    ├── NoRoom              the next file might not fit; its request was not sent
     └── FolderInUse         another cloudvid writes there
 """
 
@@ -147,6 +148,10 @@ class OutputError(CloudVidError):
 
 class UnusableFolder(OutputError):
     """The output folder is none, or nothing can be written to it; nothing was sent."""
+
+
+class NoRoom(OutputError):
+    """A file that is to be made might not fit on the disk; its request was not sent."""
 
 
 class FolderInUse(OutputError):

@@ -62,7 +62,8 @@ ANSWERS = (
 WITHOUT_ANSWER = (
     Row(None, None, None, errors.Unreachable, None),
     Row(None, None, None, errors.Stalled, 1),
-    Row(None, None, None, errors.BrokenAnswer, 2),  # a worker that dies in the middle of a stream looks like this
+    Row(None, None, None, errors.BrokenAnswer, 2),
+    Row(None, None, None, errors.WorkerDied, 1),  # a stream that broke while a worker was down
 )
 """By class of the error; first match wins."""
 
@@ -105,7 +106,9 @@ class Tries:
         last, self._last = self._last, error
         tries = tries_of(error)
         if tries is None:
-            if isinstance(error, errors.ServerUnavailable) and isinstance(last, errors.BrokenAnswer):
+            if isinstance(error, errors.ServerUnavailable) and isinstance(
+                last, errors.BrokenAnswer | errors.WorkerDied
+            ):
                 # The server went away, and that is what broke the answer: no fault of this request, but no free pass.
                 self._counts[type(last)] -= 1
                 self._restarts += 1

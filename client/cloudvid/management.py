@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from cloudvid import errors
-from cloudvid.answers import error_body
+from cloudvid.answers import error_body, plain
 from cloudvid.connection import Connection, is_local
 from cloudvid.local_server import resident_bytes, server_process
 from cloudvid.stage_status import StageStatus, Worker, read_status
@@ -147,7 +147,8 @@ class Management:
         body = error_body(status, content)
         if status == 404:
             raise errors.NotReady(f"{self._addresses[stage]} has no model {stage}", body)
-        raise errors.Unreachable(f"{self._url(stage)} answers {status} {body.type}: {body.message}", body)
+        said = f"{plain(body.type)}: {plain(body.message)}"
+        raise errors.Unreachable(f"{self._url(stage)} answers {status} {said}", body)
 
     def _ask(self, stage: Stage, timeout: float) -> Description | None:
         url = f"{self._url(stage)}?customized=true"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import secrets
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,19 @@ class Disk:
     def replace(self, source: Path, target: Path) -> None:
         """Give a file its final name, in one step."""
         os.replace(source, target)
+
+    def free(self, folder: Path) -> int | None:
+        """Bytes that can be written in a folder; None where the file system does not say."""
+        try:
+            told = os.statvfs(folder)
+        except OSError:
+            return None
+        return told.f_bavail * told.f_frsize if told.f_blocks else None
+
+    def longest(self) -> int | None:
+        """Bytes that a file of this process may have; None for no limit."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        return None if limit == resource.RLIM_INFINITY else limit
 
 
 DISK = Disk()

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from cloudvid.errors import InvalidSceneFile
 from cloudvid_schema import strict_json
-from cloudvid_schema.faults import Fault, faults_of, unknown_key
+from cloudvid_schema.faults import Fault, faults_of, place_of, unknown_key
 from cloudvid_schema.parameters import (
     MAX_SEED,
     ImageToVideoParameters,
@@ -151,10 +151,12 @@ def parse_scenes(document: object) -> list[Scene]:
     entries = document
     if isinstance(document, dict):
         faults += [
-            Fault(key, unknown_key(key, ["$schema", "scenes"]), has_value=False)
+            Fault(place_of((key,)), unknown_key(key, ["$schema", "scenes"]), has_value=False)
             for key in document
             if key not in ("$schema", "scenes")
         ]
+        if not isinstance(document.get("$schema", ""), str):
+            faults.append(Fault("$schema", "must be a string", document["$schema"]))
         entries = document.get("scenes")
     if not isinstance(entries, list):
         rule = 'must be a JSON array of scenes, or {"scenes": [...]}'

@@ -1,13 +1,14 @@
-"""How many requests a stage gets at once: one for each READY worker, and one that waits."""
+"""How many requests a stage gets at once: one for each READY worker, and one that waits; none, once it is given up."""
 
 import threading
 from collections.abc import Mapping
 
 from cloudvid.client import Client
-from cloudvid.errors import CloudVidError
+from cloudvid.errors import CloudVidError, Unhealthy
 from cloudvid_schema.protocol import Stage
 
-_SECONDS = 10.0
+_SECONDS = 4.0
+_LOOKS = 4  # in a row
 
 
 class Slots:
@@ -17,10 +18,12 @@ class Slots:
         client: whom to ask.
         fallback: requests at once where the management API cannot be asked; default: as a proxy before the server
             counts the workers of one host, else 1.
+        seconds: between two looks.
     """
 
-    def __init__(self, client: Client, fallback: Mapping[Stage, int]) -> None:
-        self._client = client
+    def __init__(self, client: Client, fallback: Mapping[Stage, int], seconds: float = _SECONDS) -> None:
+        self._client, self._seconds = client, seconds
+        self._unhealthy: dict[Stage, list[Unhealthy]] = {stage: [] for stage in Stage}
         self._stop = threading.Event()
         self._fallback = fallback
         self._counts = {stage: fallback.get(stage, 1) for stage in Stage}
@@ -31,12 +34,20 @@ class Slots:
         """Requests that may run at once."""
         return self._counts[stage]
 
+    def given_up(self, stage: Stage) -> Unhealthy | None:
+        """Why no worker of a stage comes up any more, once the server has said so for some looks in a row.
+
+        TorchServe leaves the requests of such a stage in its queue: whoever waits for an answer waits for ever.
+        """
+        said = self._unhealthy[stage]
+        return said[-1] if len(said) >= _LOOKS else None
+
     def stop(self) -> None:
         """Ask no more."""
         self._stop.set()
 
     def _watch(self) -> None:
-        while not self._stop.wait(_SECONDS):
+        while not self._stop.wait(self._seconds):
             self._refresh()
 
     def _refresh(self) -> None:
@@ -49,3 +60,14 @@ class Slots:
                 continue
             if readiness is not None:  # else the last count stands
                 self._counts[stage] = max(1, readiness.ready) + 1
+                said = None if readiness.ready else self._complaint(stage)
+                self._unhealthy[stage] = [*self._unhealthy[stage], said][-_LOOKS:] if said else []
+
+    def _complaint(self, stage: Stage) -> Unhealthy | None:
+        try:
+            self._client.check_ready(stage)
+        except Unhealthy as error:
+            return error
+        except CloudVidError:
+            pass
+        return None

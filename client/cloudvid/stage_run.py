@@ -9,12 +9,13 @@ from pathlib import Path
 from cloudvid.answers import Generated
 from cloudvid.client import Client
 from cloudvid.decisions import file_name
-from cloudvid.errors import CloudVidError, ServerUnavailable, StageError, Unhealthy
+from cloudvid.errors import BrokenAnswer, CloudVidError, ServerUnavailable, StageError, Unhealthy, WorkerDied
 from cloudvid.events import BatchEvent, StageProgress, StageRetried, StageStarted
 from cloudvid.failures import Tries
-from cloudvid.manifest import Entry, Manifest, Record, canonical, request_digest
+from cloudvid.manifest import NAME, Entry, Manifest, Record, canonical, request_digest
 from cloudvid.media_files import check_whole
 from cloudvid.outputs import Disk, write_file
+from cloudvid.room import Room, most_bytes
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import MEDIA_TYPE, ImageToVideoRequest, Progress, Stage, Started, TextToImageRequest
 
@@ -82,6 +83,7 @@ class StageRunner:
         self._client, self._folder, self._manifest, self._disk = client, folder, manifest, disk
         self._report, self._retries, self._patience = report, retries, patience
         self._clock, self._backoff = clock, backoff
+        self._room = Room(folder, folder / NAME, disk)
         self._stop = threading.Event()
         self._counting = threading.Lock()
         self.requests = 0
@@ -97,8 +99,9 @@ class StageRunner:
 
     def _run(self, job: Job) -> None:
         try:
-            result = self._send(job)
-            entry = self._store(job, result)
+            with self._room.promised(file_name(job.scene, job.stage), most_bytes(job.request, job.scene.t2i_request())):
+                result = self._send(job)
+                entry = self._store(job, result)
             self._report(Finished(job, entry, sum(result.timings.values()) / 1000))
         except _Stopped:
             pass
@@ -117,9 +120,10 @@ class StageRunner:
             tries.begin()
             try:
                 return self._send_once(job)
-            except (StageError, ServerUnavailable) as error:
+            except (StageError, ServerUnavailable) as caught:
+                error = self._cause(job.stage, caught)
                 if isinstance(error, PictureChanged) or not tries.allow(error):
-                    raise
+                    raise error from None
                 down_since = self._since_down(job.stage, down_since)
                 wait = self._backoff(attempt)
                 self._report(
@@ -133,6 +137,20 @@ class StageRunner:
                 )
             if self._stop.wait(wait):
                 raise _Stopped
+
+    def _cause(self, stage: Stage, error: StageError | ServerUnavailable) -> StageError | ServerUnavailable:
+        """The error, or what brought it about: a stream looks the same whether a worker or a network cut it."""
+        if type(error) is not BrokenAnswer:
+            return error
+        try:
+            readiness = self._client.readiness(stage)
+        except CloudVidError:
+            return error
+        if readiness is None or readiness.ready == readiness.workers:
+            return error
+        return WorkerDied(
+            f"{stage}: the worker died, or gave no sign of life for too long, in the middle of its answer"
+        )
 
     def _since_down(self, stage: Stage, since: float | None) -> float | None:
         """Since when the server says that workers do not come up, asked after each failure.

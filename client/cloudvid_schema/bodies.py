@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cloudvid_schema import strict_json
-from cloudvid_schema.faults import Fault, faults_of
+from cloudvid_schema.faults import Fault, faults_of, place_of
 from cloudvid_schema.protocol import (
     IMAGE_TYPES,
     JSON,
@@ -56,10 +56,9 @@ def read(stage: Stage, body: Body) -> tuple[Request, bytes | None]:
         RequestError: 400, 413, 415 or 422, with every fault that was found.
     """
     if body.content_type not in ACCEPTED[stage]:
-        got = body.content_type or "none"
-        raise RequestError(
-            415, "UnsupportedMediaType", f"Content-Type must be one of {', '.join(ACCEPTED[stage])}; got {got[:80]}"
-        )
+        got = body.content_type if body.content_type.isprintable() else strict_json.shorten(body.content_type)
+        message = f"Content-Type must be one of {', '.join(ACCEPTED[stage])}; got {got[:80] or 'none'}"
+        raise RequestError(415, "UnsupportedMediaType", message)
     fields = dict(body.fields)
     values: dict[str, Any] = {}
     picture: bytes | None = None
@@ -130,11 +129,13 @@ def _add_fields(values: dict[str, Any], fields: Mapping[str, bytes], stage: Stag
     """Add text fields to the JSON values: `6` is a number where the parameter is one, as in JSON itself."""
     for name, raw in fields.items():
         if name in values:
-            raise RequestError.invalid([Fault(name, "is given twice, in JSON and as a field", has_value=False)])
+            raise RequestError.invalid(
+                [Fault(place_of((name,)), "is given twice, in JSON and as a field", has_value=False)]
+            )
         try:
             text = raw.decode()
         except UnicodeDecodeError:
-            raise RequestError.invalid([Fault(name, "must be UTF-8", ascii(raw[:40]))]) from None
+            raise RequestError.invalid([Fault(place_of((name,)), "must be UTF-8", ascii(raw[:40]))]) from None
         field = _MODELS[stage].model_fields.get(name)
         if field is None or field.annotation is str or name == "fit":
             values[name] = text

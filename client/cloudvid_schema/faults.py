@@ -72,18 +72,19 @@ def place_of(location: Iterable[int | str], prefix: str = "") -> str:
         if isinstance(step, int):
             place += f"[{step}]"
         else:
-            name = step if len(step) <= SHORT and step.isprintable() else shorten(step)
+            name = step if 0 < len(step) <= SHORT and step.isprintable() else shorten(step)
             place += f".{name}" if place else name
     return place
 
 
-def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> Mapping[str, Any]:
-    """The fields of the (nested) model in which an unknown key stands."""
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> Mapping[str, Any] | None:
+    """The fields of the (nested) model at a location; None where there is a plain value."""
     for step in location:
         field = model.model_fields.get(step) if isinstance(step, str) else None
         nested = field.annotation if field else None
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            model = nested
+        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
+            return None
+        model = nested
     return model.model_fields
 
 
@@ -106,11 +107,12 @@ def faults_of(error: ValidationError, model: type[BaseModel], prefix: str = "") 
     details = error.errors(include_url=False)
     for detail in details[:MAX_FAULTS]:
         location, kind = detail["loc"], detail["type"]
+        if kind == "string_unicode" and _fields_at(model, location) is not None:
+            location, kind = (*location, detail["input"]), "extra_forbidden"  # a key: pydantic gives its model's place
         place = place_of(location, prefix)
         if kind == "extra_forbidden":
-            found.append(
-                Fault(place, unknown_key(str(location[-1]), _fields_at(model, location[:-1])), has_value=False)
-            )
+            known = _fields_at(model, location[:-1]) or ()
+            found.append(Fault(place, unknown_key(str(location[-1]), known), has_value=False))
             continue
         if kind == "value_error" and not location:  # a model's own rule about several of its fields
             found.append(Fault(place, str(detail["ctx"]["error"]), has_value=False))

@@ -99,7 +99,7 @@ def _keeps_promise(file: Path, digest: str) -> bool | None:
 
 def _read_list(folder: Path) -> dict[str, str] | None:
     try:
-        lines = (folder / _LIST).read_text().splitlines()
+        lines = (folder / _LIST).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return None
     found = [_LINE.fullmatch(line) for line in lines]

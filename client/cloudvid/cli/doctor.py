@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from cloudvid.answers import plain
 from cloudvid.cli.options import Json, OutputDir, takes_client
 from cloudvid.client import Client
 from cloudvid.doctor import Finding, Place, examine
@@ -35,7 +36,7 @@ def exit_code(findings: list[Finding]) -> int:
 
 
 def _text(finding: Finding) -> str:
-    text = f"{finding.level:<8} {finding.check}: {finding.found}"
+    text = f"{finding.level:<8} {finding.check}: {plain(finding.found)}"
     return f"{text}\n{'':<8} -> {finding.remedy}" if finding.remedy else text
 
 

@@ -24,6 +24,7 @@ from cloudvid.scenes import Scene, read_scenes
 from cloudvid_schema.protocol import Stage
 
 _MANY = 64
+_AGAIN_SECONDS = 0.5
 
 
 @takes_client
@@ -146,16 +147,30 @@ def resume_command(argv: list[str]) -> str:
 
 @contextlib.contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a batch as Ctrl-C does: in order, and resumable."""
+    """SIGTERM and SIGHUP end a batch as Ctrl-C does: in order, and resumable.
+
+    An exception that a signal raises inside a callback of the interpreter's own (of a weak reference, of an object's
+    end) is lost. So it is raised again until somebody has caught it.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        if sys.exc_info()[0] is None:  # else the batch is being left
+            raise KeyboardInterrupt
+
+    def unraisable(lost: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            hook(lost)
 
     # What nohup ignores stays ignored.
-    wanted = [sign for sign in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sign) is not signal.SIG_IGN]
-    before = {sign: signal.signal(sign, interrupt) for sign in wanted}
+    signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    wanted = [sign for sign in signs if signal.getsignal(sign) is not signal.SIG_IGN]
+    before = {sign: signal.signal(sign, interrupt) for sign in [*wanted, signal.SIGALRM]}
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for sign, handler in before.items():
             signal.signal(sign, handler)
+        sys.unraisablehook = hook

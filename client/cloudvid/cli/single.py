@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cloudvid.answers import Generated
+from cloudvid.answers import Generated, plain
 from cloudvid.cli.options import takes_client, takes_parameters
 from cloudvid.client import Client
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
@@ -47,4 +47,4 @@ def _check_suffix(output: Path, suffix: str) -> None:
 
 def _report(result: Generated, output: Path) -> None:
     result.save(output)
-    print(f"{output}  {len(result.data):,} bytes, seed {result.seed}, {result.model}")
+    print(f"{output}  {len(result.data):,} bytes, seed {result.seed}, {plain(result.model)}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from cloudvid.answers import plain
 from cloudvid.errors import CloudVidError
 from cloudvid.stage_status import StageStatus
 from cloudvid_schema.protocol import Stage
@@ -27,7 +28,7 @@ def table(stages: Sequence[Stage], found: dict[Stage, StageStatus | CloudVidErro
             rows.append((stage, "unknown", *[_UNKNOWN] * (len(HEADINGS) - 2)))
             notes.append(f"{stage}: {seen}")
         else:
-            rows.append(_row(seen))
+            rows.append(tuple(plain(cell) for cell in _row(seen)))
             notes += _notes(seen)
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
