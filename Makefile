@@ -14,7 +14,7 @@ endif
 SERVER := $(BIN)/python deploy/server.py
 START := --profile $(PROFILE) $(if $(PORT),--port $(PORT))
 
-.PHONY: help setup archives weights run serve start stop proxy test lint bench bench-smoke clean
+.PHONY: help setup archives weights run serve start stop proxy test soak lint bench bench-smoke clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -65,6 +65,13 @@ proxy: setup ## nginx before the server: TOKENS=file; its other options: deploy/
 
 test: .venv/.dev archives ## all tests
 	@$(BIN)/pytest
+
+soak: .venv/.soak archives ## the long suite of load, faults and fuzz (up to an hour): CASES="F5 L1"  SEED=123
+	@$(BIN)/python -m soak $(CASES) $(if $(SEED),--seed $(SEED))
+
+.venv/.soak: .venv/.dev requirements/soak.txt
+	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/soak.txt
+	@touch $@
 
 .venv/.bench: .venv/.ready requirements/bench.txt
 	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/bench.txt

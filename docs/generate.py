@@ -111,6 +111,14 @@ def performance_parts() -> dict[str, str]:
     return parts
 
 
+def reliability_page() -> str:
+    """docs/reliability.md, with the table of the last soak."""
+    sys.path.insert(0, str(_ROOT))
+    from soak import table
+
+    return table.document()
+
+
 def outputs() -> dict[Path, str]:
     """Every generated file and its text."""
     tables = {
@@ -125,6 +133,7 @@ def outputs() -> dict[Path, str]:
         _ROOT / "examples/input_scenes.json": EXAMPLE,
         _ROOT / "docs/settings.md": settings_page(),
         _ROOT / "docs/openapi.json": json.dumps(openapi(), indent=2) + "\n",
+        _ROOT / "docs/reliability.md": reliability_page(),
     }
 
 

@@ -1,0 +1,103 @@
+"""F2: the server is ended in mid-batch, by SIGTERM or SIGKILL, and started again with new keys. The batch goes on."""
+
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+from folders import pictures_and_clips
+
+from cloudvid import render
+from cloudvid.events import BatchEvent, BatchFinished, StageStarted
+from soak.case import Case, Report, Round, check
+from soak.jobs import LONGEST, scene
+from soak.lane import Work
+from soak.servers import Served, on_servers, processes, start
+
+_SIGNALS = (signal.SIGTERM, signal.SIGKILL)
+_SCENES = [scene(f"s{index}", steps=4, frames=4) for index in range(3)]
+_LONGEST = 0.5  # seconds from the beginning of a request to the end of its server
+_GONE = 2.0
+
+
+def _run(report: Report) -> None:
+    on_servers(report, _restarts)
+    report.limit("workers gone after it", 100, _GONE)
+
+
+def _restarts(running: Served) -> Work:
+    """What ends and starts a server, once it is known what an undisturbed batch makes."""
+    undisturbed = running.process.run_dir.parent / "undisturbed batch"
+    for _ in render(_SCENES, running.client(), undisturbed):
+        pass
+    expected = pictures_and_clips(undisturbed)
+
+    def work(each: Round) -> None:
+        try:
+            _restart(each, running, expected)
+        finally:
+            if not any(process.name() == "java" for process in processes(running)):
+                running.process.stop()
+                start(running)
+
+    return work
+
+
+def _restart(each: Round, running: Served, expected: dict[str, bytes]) -> None:
+    sign = _SIGNALS[each.number % 2]
+    keys = running.key_file.read_text()
+    victim, delay = each.draw.randrange(2 * len(_SCENES)), each.draw.uniform(0.0, _LONGEST)
+    begun = threading.Event()
+
+    def batch() -> BatchEvent | None:
+        started, last = 0, None
+        try:
+            for last in render(_SCENES, running.client(timeout=LONGEST), each.folder, wait=lambda attempt: 0.5):
+                if isinstance(last, StageStarted) and last.attempt == 1:
+                    started += 1
+                    if started > victim:
+                        begun.set()
+        finally:
+            begun.set()
+        return last
+
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(batch)
+        begun.wait()
+        time.sleep(delay)  # the moment is random
+        _end_and_start(each, running, sign)
+        last = ending.result()
+    check(isinstance(last, BatchFinished) and (last.done, last.failed) == (len(_SCENES), 0), f"not all is done: {last}")
+    check(pictures_and_clips(each.folder) == expected, "not the files of an undisturbed batch")
+    check(running.key_file.read_text() != keys, "the keys are the old ones")
+    each.report.count_of(f"{sign.name}, {running.kind}")
+
+
+def _end_and_start(each: Round, running: Served, sign: signal.Signals) -> None:
+    group = processes(running)
+    workers = [process for process in group if any("model_service_worker" in word for word in process.cmdline())]
+    (java,) = (process for process in group if process.name() == "java")
+    began = time.monotonic()
+    java.send_signal(sign)
+    java.wait(timeout=60)
+    each.report.measure("server gone after", time.monotonic() - began)
+    began = time.monotonic()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    each.report.measure("workers gone after it", time.monotonic() - began)
+    running.process.stop()
+    began = time.monotonic()
+    start(running)
+    each.report.measure(f"ready again after, {running.kind}", time.monotonic() - began)
+    check(workers and not alive, f"workers {workers}, alive 30 s after {sign.name}: {alive}")
+
+
+CASE = Case(
+    "F2",
+    "server ended in mid-batch (SIGTERM, SIGKILL in turn), started again with new keys",
+    "nothing lost, no worker alive 2 s after the server's end",
+    count=50,
+    short=2,
+    run=_run,
+    unit="restarts",
+)

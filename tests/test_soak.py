@@ -1,0 +1,99 @@
+"""A short cut of each case of the long suite, `python -m soak`; and the suite itself."""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from soak import table
+from soak.case import Case, Wrong, carry_out, check
+from soak.cases import CASES
+from soak.servers import served
+
+SEED = 20261123
+ON_A_SERVER = ("L1", "L2", "F1", "F2", "F3", "Z4")
+IN_THE_SOAK_ALONE = ("F4",)
+"""A minute at least: the server has to give a model up."""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """One server for the cases that need one, where noise is made: it costs more than their short cuts."""
+    with served(tmp_path_factory.mktemp("served"), make_noise=True) as running:
+        yield running
+
+
+def short_cut(case, folder, running=None):
+    """Nothing timed is judged: a busy machine is no defect."""
+    report = carry_out(case, SEED, case.short, folder, timed=False, running=running)
+    assert not report.failures
+    assert report.run == case.short
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_A_SERVER)
+def test_a_short_cut_on_a_real_server(name, running, tmp_path):
+    short_cut(CASES[name], tmp_path, running)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ON_A_SERVER + IN_THE_SOAK_ALONE])
+def test_a_short_cut(name, tmp_path):
+    case = CASES[name]
+    if obstacle := case.obstacle():
+        pytest.skip(obstacle)
+    short_cut(case, tmp_path)
+
+
+def toy(report):
+    for each in report.rounds():
+        with each:
+            drawn = each.draw.randrange(100)
+            report.measure("drawn", drawn, "points")
+            check(each.number != 3, f"drew {drawn}")
+    report.limit("drawn", 50, 0.0)
+
+
+TOY = Case("T0", "a toy", "never", 10, 5, toy)
+
+
+def test_a_failed_round_is_reported_with_the_command_that_runs_it_alone_and_draws_the_same(tmp_path, capsys):
+    whole = carry_out(TOY, 7, 10, tmp_path, timed=False)
+    assert (whole.run, [failure.round for failure in whole.failures]) == (10, [3])
+    assert "again: python -m soak T0 --seed 7 --round 3" in capsys.readouterr().err
+    alone = carry_out(TOY, 7, 10, tmp_path, timed=False, only=3)
+    assert alone.failures == whole.failures
+    assert alone.run == 1
+
+
+def test_what_is_timed_is_judged_in_the_soak_alone(tmp_path):
+    judged = carry_out(TOY, 7, 3, tmp_path)
+    assert [failure.what.partition(",")[0] for failure in judged.failures] == [
+        f"drawn: p50 is {judged.percentile('drawn', 50):.3g}"
+    ]
+    assert not carry_out(TOY, 7, 3, tmp_path, timed=False).failures
+
+
+def test_a_case_that_raises_or_leaves_rounds_out_has_failed(tmp_path):
+    def broken(report):
+        raise Wrong("no server")
+
+    assert "no server" in carry_out(Case("T1", "", "", 1, 1, broken), 7, 1, tmp_path).failures[0].what
+    lazy = carry_out(Case("T2", "", "", 1, 1, lambda report: None), 7, 4, tmp_path)
+    assert [failure.what for failure in lazy.failures] == ["0 of 4 rounds were run"]
+
+
+def test_results_are_kept_case_by_case_and_a_case_that_was_not_run_says_why(tmp_path):
+    ran = {"id": TOY.id, "what": TOY.what, "passes": TOY.passes, "unit": TOY.unit}
+    ran |= carry_out(TOY, 7, 3, tmp_path, timed=False).result()
+    table.keep([ran], tmp_path)
+    table.keep([{**ran, "id": "T9", "seed": 8}], tmp_path)
+    table.keep([{**ran, "seed": 9}], tmp_path)
+    kept = json.loads((tmp_path / "report.json").read_text())
+    assert [(each["id"], each["seed"]) for each in kept] == [("T0", 9), ("T9", 8)]
+    not_run = {"id": "N1", "what": "a link", "passes": "", "unit": "batches", "not_run": "no namespaces"}
+    assert "not run: no namespaces" in table.plain([not_run])
+    assert "| N1 | a link |  | - | - | - | not run: no namespaces | - |" in table.markdown([not_run])
