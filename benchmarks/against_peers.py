@@ -119,7 +119,7 @@ def _peers(stand: Stand, workers: int, *stages: Stage) -> Iterator[dict[str, Tar
 
 def measure(stand: Stand) -> Figure:
     """One worker a stage: a scene, a batch; then i2v with two workers."""
-    scenes = stand.scenes(stand.size(6, 2))
+    scenes = stand.scenes(stand.size(6, 2), steps=20, clip_steps=3)
     first, side = scenes[0], scenes[0].t2i_params.width
     shape = (first.i2v_params.num_frames, side, side, 3)
     shared = _ours(stand.shared)
@@ -127,14 +127,14 @@ def measure(stand: Stand) -> Figure:
     with _peers(stand, 1, *Stage) as found:
         targets = {OURS: shared, **found}
         single = compared(
-            stand, targets, stand.size(6, 1), lambda target: [clip(target, first, picture(target, first))], shape
+            stand, targets, stand.size(8, 1), lambda target: [clip(target, first, picture(target, first))], shape
         )
-        together = compared(stand, targets, stand.size(2, 1), lambda target: batch(target, scenes), shape)
+        together = compared(stand, targets, stand.size(4, 1), lambda target: batch(target, scenes), shape)
     stand.told("all three, two i2v workers")
     with _peers(stand, 2, Stage.I2V) as found:
         targets = {OURS: _ours(stand.two_workers), **found}
         drawn = picture(shared, first)
-        two = compared(stand, targets, stand.size(3, 1), lambda target: clips(target, scenes, drawn), shape)
+        two = compared(stand, targets, stand.size(4, 1), lambda target: clips(target, scenes, drawn), shape)
     lines = []
     for what, samples in (("a scene", single), (f"batch of {len(scenes)}", together), ("2 i2v workers", two)):
         floor = noise_floor(samples, OURS).value

@@ -16,7 +16,7 @@ from stand import ONE_THREAD, ROOT, Stand, WrongOutput
 
 from cloudvid import Stage
 
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 0.2  # more often, and the asking takes part of a core from what it waits for
 _CLASSES = {Stage.T2I: "StableDiffusionPipeline", Stage.I2V: "StableVideoDiffusionPipeline"}
 
 

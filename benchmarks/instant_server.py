@@ -4,7 +4,6 @@ It says its port on its first line, then serves until standard input ends. Both 
 from noise, the picture SIDE×SIDE, the clip of eight such frames.
 """
 
-import base64
 import hashlib
 import json
 import socketserver
@@ -36,7 +35,7 @@ def stream(stage: Stage, data: bytes) -> bytes:
         model=_MODEL,
         timings={"denoise": 1.0},
         recipe={},
-        data=base64.b64encode(data).decode(),
+        data=data,
     )
     steps = [Progress(phase="denoise", step=step, steps=5) for step in range(1, 6)]
     events = [Started(stage=stage, seed=7, model=_MODEL), *steps, result]

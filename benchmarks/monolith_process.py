@@ -40,7 +40,7 @@ class Monolith:
 def monolith(stand: Stand, threads: int = 1) -> Iterator[Monolith]:
     """The monolith for the time of the block."""
     command = [sys.executable, str(ROOT / "benchmarks/monolith.py"), *(str(stand.models[stage]) for stage in Stage)]
-    environment = os.environ | ONE_THREAD | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | (ONE_THREAD if threads == 1 else {"OMP_NUM_THREADS": str(threads)})
     log = (stand.folder / "monolith.log").open("ab")
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True

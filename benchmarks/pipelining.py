@@ -17,9 +17,9 @@ from stand import Stand
 
 from cloudvid import Client, Scene, Stage, render
 
-_STEPS = 26
+_STEPS = 18
 _FRAMES = 3
-_CLIP_STEPS = 3
+_CLIP_STEPS = 2
 
 
 def sequential(scenes: list[Scene], client: Client, folder: Path) -> None:
@@ -85,7 +85,7 @@ def measure(stand: Stand) -> Figure:
             "script": scripted,
             "sequential" + AGAIN: lambda: timed("sequential"),
         }
-        samples = interleave(arms, stand.size(3, 1), stand.told)
+        samples = interleave(arms, stand.size(4, 1), stand.told)
     t1, t2 = (statistics.median(values) for values in alone.values())
     bound = count * (t1 + t2) / (count * max(t1, t2) + min(t1, t2))
     gain = ratio(samples, "sequential", "pipelined")

@@ -21,7 +21,7 @@ def clips(scenes: list[Scene], picture: bytes, client: Client, workers: int) -> 
 def measure(stand: Stand) -> Figure:
     """Rounds of one worker, two, one again."""
     one = stand.shared.client()
-    scenes = stand.scenes(stand.size(8, 3))
+    scenes = stand.scenes(stand.size(8, 3), clip_steps=4)
     side, frames = scenes[0].t2i_params.width, scenes[0].i2v_params.num_frames
     picture = one.send(scenes[0].t2i_request()).data
     expected = clips(scenes, picture, one, 1)
@@ -43,7 +43,7 @@ def measure(stand: Stand) -> Figure:
         "2 workers": lambda: timed(two, 2),
         "1 worker" + AGAIN: lambda: timed(one, 1),
     }
-    samples = interleave(arms, stand.size(3, 1), stand.told)
+    samples = interleave(arms, stand.size(4, 1), stand.told)
     gain, floor = ratio(samples, "1 worker", "2 workers"), noise_floor(samples, "1 worker").value
     return Figure(
         "R4",

@@ -118,7 +118,7 @@ class StageHandler:
                     model=self._loaded.identity,
                     timings=output.timings,
                     recipe=output.recipe,
-                    data=base64.b64encode(output.data).decode(),
+                    data=output.data,
                 )
             )
         context.set_response_content_type(index, output.media_type)

@@ -37,15 +37,16 @@ def start(
 
 def run(main: str, *arguments: object, cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """The same, ended, with its exit code and output."""
+    command = [main, *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "stdout"), Path(folder, "stderr")
         process = start(main, *arguments, cwd=cwd, environment=environment, output=output)
         process.join(timeout=120)
         if process.exitcode is None:
             process.kill()
-            raise subprocess.TimeoutExpired([main, *arguments], 120, *(path.read_bytes() for path in output))
+            raise subprocess.TimeoutExpired(command, 120, *(path.read_bytes() for path in output))
         said = [path.read_text() for path in output]
-    return subprocess.CompletedProcess([main, *arguments], process.exitcode, *said)
+    return subprocess.CompletedProcess(command, process.exitcode, *said)
 
 
 def end() -> None:

@@ -134,12 +134,8 @@ def streamed(stage: Stage, response: requests.Response, on_event: OnEvent) -> Ge
         if isinstance(event, Failed):
             raise failure(stage, event)
         if isinstance(event, Result):
-            try:
-                data = base64.b64decode(event.data, validate=True)
-            except ValueError:
-                data = b""
-            made = Generated(data, event.media_type, event.seed, event.model, event.timings)
-            if len(data) != event.size or made.sha256 != event.sha256:
+            made = Generated(event.data, event.media_type, event.seed, event.model, event.timings)
+            if len(made.data) != event.size or made.sha256 != event.sha256:
                 raise errors.BrokenAnswer(f"{stage}: the file does not match its digest")
             return made
         on_event(event)

@@ -31,7 +31,6 @@ from cloudvid.manifest import Manifest
 from cloudvid.outputs import DISK, Disk
 from cloudvid.render_options import RenderOptions
 from cloudvid.scenes import Scene
-from cloudvid.served_models import ServedModels
 from cloudvid.slots import Slots
 from cloudvid.stage_run import Finished, Job, PictureChanged, StageRunner
 from cloudvid_schema.protocol import Stage
@@ -104,11 +103,10 @@ class _Batch:
             client, manifest, folder=folder, disk=disk, report=self._inbox.put, retries=options.retries,
             patience=options.patience, clock=clock, backoff=wait,
         )  # fmt: skip
-        models = ServedModels(client)
         self._slots = Slots(client, options.concurrency)
         self._waiting = {Stage.T2I: deque(self._scenes), Stage.I2V: deque[Scene]()}
         self._running = dict.fromkeys(Stage, 0)
-        self._models = models.known()
+        self._models = self._slots.models
         self._touched: set[str] = set()
         self._failed: dict[str, str] = {}
         self._skipped: list[Scene] = []

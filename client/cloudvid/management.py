@@ -112,16 +112,22 @@ class Management:
             return None
         return Readiness(stage, seen.ready, len(seen.workers))
 
-    def describe(self, stage: Stage, timeout: float = CONNECT_SECONDS) -> Description | None:
+    def describe(
+        self, stage: Stage, timeout: float = CONNECT_SECONDS, readiness: Readiness | None = None
+    ) -> Description | None:
         """What a worker of a stage says of itself, or None where it cannot be asked or is busy for too long.
 
         The question waits in the stage's queue like any request, here for at most `timeout` seconds.
+
+        Args:
+            stage: which.
+            timeout: seconds.
+            readiness: as just seen; default: looked at first, for without a worker that is ready it would wait for one.
         """
         try:
-            readiness = self.readiness(stage)
+            readiness = readiness or self.readiness(stage)
         except errors.CloudVidError:
             return None
-        # Without a worker that is ready the question would wait for one.
         return self._ask(stage, timeout) if readiness and readiness.ready else None
 
     def set_workers(self, stage: Stage, least: int, most: int) -> None:

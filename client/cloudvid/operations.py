@@ -83,12 +83,19 @@ class Operations:
         """
         return self.readiness(stage) or self.proxy_readiness(stage)
 
-    def describe(self, stage: Stage, timeout: float = CONNECT_SECONDS) -> Description | None:
+    def describe(
+        self, stage: Stage, timeout: float = CONNECT_SECONDS, readiness: Readiness | None = None
+    ) -> Description | None:
         """What a worker of a stage says of itself, or None where it cannot be asked or is busy for too long.
 
         The question waits in the stage's queue like any request, here for at most `timeout` seconds.
+
+        Args:
+            stage: which.
+            timeout: seconds.
+            readiness: as just seen; default: looked at first, for without a worker that is ready it would wait for one.
         """
-        return self._management.describe(stage, timeout)
+        return self._management.describe(stage, timeout, readiness)
 
     def status(self, stage: Stage, patience: float = 1.0) -> StageStatus:
         """A stage's workers and queue at this moment, and what a worker said last of itself.

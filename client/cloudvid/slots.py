@@ -1,14 +1,18 @@
-"""How many requests a stage gets at once: one for each READY worker, and one that waits; none, once it is given up."""
+"""What a batch knows of the stages' workers: how many requests each stage gets at once (one for each READY worker, and
+one that waits; none, once it is given up), and which model it has.
+"""
 
 import threading
 from collections.abc import Mapping
 
 from cloudvid.client import Client
 from cloudvid.errors import CloudVidError, Unhealthy
+from cloudvid.management import Readiness
 from cloudvid_schema.protocol import Stage
 
 _SECONDS = 4.0
 _LOOKS = 4  # in a row
+_MODEL_SECONDS = 30.0
 
 
 class Slots:
@@ -27,8 +31,22 @@ class Slots:
         self._stop = threading.Event()
         self._fallback = fallback
         self._counts = {stage: fallback.get(stage, 1) for stage in Stage}
-        self._refresh()
+        self._models: dict[Stage, str | None] = dict.fromkeys(Stage)
+        # Both stages at once: each answer takes milliseconds of a batch's start, or, of a busy worker, seconds.
+        first = [threading.Thread(target=self._begin, args=(stage,), daemon=True) for stage in Stage]
+        for thread in first:
+            thread.start()
+        for thread in first:
+            thread.join()
         threading.Thread(target=self._watch, name="slots", daemon=True).start()
+
+    @property
+    def models(self) -> dict[Stage, str | None]:
+        """Each stage's model at the start; None where no worker said it in time.
+
+        A worker that is busy answers once it is through; one that stays busy longer shows its model with its answer.
+        """
+        return dict(self._models)
 
     def count(self, stage: Stage) -> int:
         """Requests that may run at once."""
@@ -46,22 +64,29 @@ class Slots:
         """Ask no more."""
         self._stop.set()
 
+    def _begin(self, stage: Stage) -> None:
+        readiness = self._refresh(stage)
+        if readiness is not None:
+            found = self._client.describe(stage, timeout=_MODEL_SECONDS, readiness=readiness)
+            self._models[stage] = found.model if found else None
+
     def _watch(self) -> None:
         while not self._stop.wait(self._seconds):
-            self._refresh()
+            for stage in Stage:
+                self._refresh(stage)
 
-    def _refresh(self) -> None:
-        for stage in Stage:
-            try:
-                # Who gave a number may know of more hosts than a proxy tells of.
-                given = stage in self._fallback
-                readiness = self._client.readiness(stage) if given else self._client.workers_seen(stage)
-            except CloudVidError:
-                continue
-            if readiness is not None:  # else the last count stands
-                self._counts[stage] = max(1, readiness.ready) + 1
-                said = None if readiness.ready else self._complaint(stage)
-                self._unhealthy[stage] = [*self._unhealthy[stage], said][-_LOOKS:] if said else []
+    def _refresh(self, stage: Stage) -> Readiness | None:
+        try:
+            # Who gave a number may know of more hosts than a proxy tells of.
+            given = stage in self._fallback
+            readiness = self._client.readiness(stage) if given else self._client.workers_seen(stage)
+        except CloudVidError:
+            return None
+        if readiness is not None:  # else the last count stands
+            self._counts[stage] = max(1, readiness.ready) + 1
+            said = None if readiness.ready else self._complaint(stage)
+            self._unhealthy[stage] = [*self._unhealthy[stage], said][-_LOOKS:] if said else []
+        return readiness
 
     def _complaint(self, stage: Stage) -> Unhealthy | None:
         try:

@@ -4,11 +4,12 @@ An endpoint is TorchServe's `POST /predictions/{t2i|i2v}`. A request is answered
 says `Accept: application/x-ndjson`, with a stream of the events below, one JSON object a line.
 """
 
+import base64
 import json
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from cloudvid_schema.faults import Fault
@@ -203,8 +204,17 @@ class Progress(BaseModel):
     steps: int
 
 
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()  # pydantic's own is that of URLs
+
+
+_BASE64 = {"type": "string", "contentEncoding": "base64"}
+
+
 class Result(BaseModel):
     """Last event of a request that was carried out."""
+
+    model_config = ConfigDict(val_json_bytes="base64")
 
     event: Literal["result"] = "result"
     media_type: str
@@ -218,8 +228,8 @@ class Result(BaseModel):
     """Milliseconds of each phase."""
     recipe: dict[str, Any]
     """What made the file: see the file's own metadata."""
-    data: str
-    """The file in base64."""
+    data: Annotated[bytes, PlainSerializer(_base64, when_used="json"), WithJsonSchema(_BASE64)]
+    """The file; in JSON in base64."""
 
 
 class Failed(ErrorBody):
