@@ -40,6 +40,7 @@ _ERRORS = {
     "point, a form gives each parameter once.",
     429: "A proxy's: too many connections at once.",
     500: "The stage failed, or its worker died.",
+    501: "A proxy's: a Transfer-Encoding other than chunked.",
     502: "A proxy's: the model server cannot be reached, or broke off.",
     503: "The queue is full, or the stage has no worker, or (a proxy's) the model server is not up.",
     504: "A proxy's: the model server did not answer in time.",

@@ -25,6 +25,7 @@ from proxies import NGINX, TOKEN, before, proxy, tokens_file
 
 from cloudvid_schema.protocol import Stage
 from soak.case import Case, Report, Round, check
+from soak.servers import until
 
 MUTANTS = 50
 """Of one round, half of them through the proxy."""
@@ -245,6 +246,7 @@ def _doors(running: Running, folder: Path) -> Iterator[tuple[Door, ...]]:
 
 def _run(report: Report) -> None:
     with report.server() as running, _doors(running, report.folder) as doors:
+        until(lambda: all(running.pids(stage) for stage in Stage), "both stages have workers")
         pids = {stage: running.pids(stage) for stage in Stage}
         report.spread(lambda each: _round(each, doors), threads=16)
         for door in doors:

@@ -161,7 +161,18 @@ def test_a_key_that_is_nearly_a_parameter_is_refused_and_the_parameter_suggested
 @pytest.mark.parametrize("stage", Stage)
 def test_a_key_that_is_no_parameter_is_refused_and_named(endpoints, stage):
     other = Stage.I2V if stage is Stage.T2I else Stage.T2I
-    keys = [*(rules(other).keys() - rules(stage).keys()), "", "\0", "a\nb", "\u202e", "😀", "k" * 100_000, '"', "\\"]
+    keys = [
+        *(rules(other).keys() - rules(stage).keys()),
+        "",
+        "\0",
+        "a\nb",
+        "\u202e",
+        "😀",
+        "k" * 100_000,
+        '"',
+        "\\",
+        "\ud800",
+    ]
     keys += [
         "__proto__",
         "__class__",
@@ -180,10 +191,6 @@ def test_a_key_that_is_no_parameter_is_refused_and_named(endpoints, stage):
         if (problem := complaint(endpoints.post(stage, JSON, cheapest(stage) | {key: "1"}), 422, [place_of([key])]))
     }
     assert not wrong
-    # pydantic cannot name a key that is no Unicode; the message shows it.
-    answer = endpoints.post(stage, JSON, cheapest(stage) | {"\ud800": "1"})
-    assert complaint(answer, 422, [""]) is None
-    assert r"must be valid Unicode, got \"\\ud800\"" in answer.text
 
 
 @pytest.mark.parametrize(("stage", "form"), FORMS)

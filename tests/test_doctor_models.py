@@ -1,5 +1,6 @@
 """doctor's checks of archives and weights: missing, damaged, outdated, whole."""
 
+import hashlib
 import json
 import struct
 import zipfile
@@ -26,6 +27,11 @@ def test_archives_are_whole_and_hold_what_this_folder_holds(tmp_path):
     assert levels(models.archives(place(tmp_path))) == ["note", "note"]
     archive(store / "t2i.mar", "t2i", **{"t2i.yaml": "new"})
     archive(store / "i2v.mar", "t2i")
+    (unlisted, _) = models.archives(place(tmp_path))
+    assert unlisted.level == "problem"
+    assert "model_store/t2i.mar is not the one that was built" in unlisted.found
+    digest = hashlib.sha256((store / "t2i.mar").read_bytes()).hexdigest()
+    (store / "SHA256SUMS").write_text(f"{digest}  t2i.mar\n")
     assert levels(models.archives(place(tmp_path))) == ["ok", "problem"]
     (store / "i2v.mar").write_bytes(b"PK")
     archive(store / "t2i.mar", "t2i", **{"t2i.yaml": "old"})

@@ -66,6 +66,9 @@ def test_a_documented_command_names_what_there_is(command):
         case [program, script, *_] if Path(program).name.startswith("python") and script.endswith(".py"):
             source = (ROOT / script).read_text()
             assert all(f'"{option}"' in source for option in options)
+        case [_, "-m", module, *_]:
+            source = (ROOT / module / "__main__.py").read_text()
+            assert all(f'"{option}"' in source for option in options)
         case [path, *_] if path.startswith("deploy/"):
             assert (ROOT / path).exists()
         case _:
