@@ -127,14 +127,14 @@ def measure(stand: Stand) -> Figure:
     with _peers(stand, 1, *Stage) as found:
         targets = {OURS: shared, **found}
         single = compared(
-            stand, targets, stand.size(8, 1), lambda target: [clip(target, first, picture(target, first))], shape
+            stand, targets, stand.size(6, 1), lambda target: [clip(target, first, picture(target, first))], shape
         )
-        together = compared(stand, targets, stand.size(4, 1), lambda target: batch(target, scenes), shape)
+        together = compared(stand, targets, stand.size(3, 1), lambda target: batch(target, scenes), shape)
     stand.told("all three, two i2v workers")
     with _peers(stand, 2, Stage.I2V) as found:
         targets = {OURS: _ours(stand.two_workers), **found}
         drawn = picture(shared, first)
-        two = compared(stand, targets, stand.size(4, 1), lambda target: clips(target, scenes, drawn), shape)
+        two = compared(stand, targets, stand.size(3, 1), lambda target: clips(target, scenes, drawn), shape)
     lines = []
     for what, samples in (("a scene", single), (f"batch of {len(scenes)}", together), ("2 i2v workers", two)):
         floor = noise_floor(samples, OURS).value

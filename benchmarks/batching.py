@@ -57,7 +57,7 @@ def measure(stand: Stand) -> Figure:
         arms["batch 1" + AGAIN] = lambda: timed(1)
         for size in clients:
             timed(size)
-        samples = interleave(arms, stand.size(5, 1), stand.told)
+        samples = interleave(arms, stand.size(4, 1), stand.told)
     shape = (1, asked["height"], asked["width"], 3)
     for size in _SIZES:
         for alone, together in zip(files[1], files[size], strict=True):

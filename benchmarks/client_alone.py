@@ -64,7 +64,7 @@ def measure(stand: Stand) -> Figure:
         }
         samples = interleave(arms, stand.size(2, 1), stand.told)
         stand.told("the client's memory")
-        long = batch(stand, url, stand.size(2000, 40), side)
+        long = batch(stand, url, stand.size(1500, 40), side)
     points = [(done, mebibytes) for done, mebibytes in long["memory"][len(long["memory"]) // 10 :]]
     _, slope = straight_line(points)
     floor = noise_floor(samples, "as it is").value

@@ -17,9 +17,9 @@ from stand import Stand
 
 from cloudvid import Client, Scene, Stage, render
 
-_STEPS = 18
+_STEPS = 26
 _FRAMES = 3
-_CLIP_STEPS = 2
+_CLIP_STEPS = 3
 
 
 def sequential(scenes: list[Scene], client: Client, folder: Path) -> None:
@@ -30,23 +30,25 @@ def sequential(scenes: list[Scene], client: Client, folder: Path) -> None:
         client.send(scene.i2v_request(), picture.data, on_event=lambda event: None).save(folder / scene.video_name)
 
 
-def stage_seconds(stand: Stand, scenes: list[Scene], client: Client) -> dict[Stage, list[float]]:
-    """What each stage's requests take when nothing else runs."""
+def stage_seconds(stand: Stand, scenes: list[Scene], client: Client, folder: Path) -> dict[Stage, list[float]]:
+    """What each stage's requests take when nothing else runs; their files are kept."""
     seconds: dict[Stage, list[float]] = {stage: [] for stage in Stage}
     for scene in scenes:
         began = stand.clock()
         picture = client.send(scene.t2i_request(), on_event=lambda event: None)
         between = stand.clock()
-        client.send(scene.i2v_request(), picture.data, on_event=lambda event: None)
+        clip = client.send(scene.i2v_request(), picture.data, on_event=lambda event: None)
         seconds[Stage.T2I].append(between - began)
         seconds[Stage.I2V].append(stand.clock() - between)
+        picture.save(folder / scene.picture_name)
+        clip.save(folder / scene.video_name)
     return seconds
 
 
 def balanced(stand: Stand, count: int, client: Client) -> list[Scene]:
     """Scenes whose picture takes about as long as their clip."""
     first = stand.scenes(stand.size(5, 2), _STEPS, _FRAMES, _CLIP_STEPS)
-    t1, t2 = (statistics.median(values) for values in stage_seconds(stand, first, client).values())
+    t1, t2 = (statistics.median(values) for values in stage_seconds(stand, first, client, stand.new_folder()).values())
     return stand.scenes(count, max(2, round(_STEPS * t2 / t1)), _FRAMES, _CLIP_STEPS)
 
 
@@ -56,7 +58,7 @@ def measure(stand: Stand) -> Figure:
     scenes = balanced(stand, stand.size(8, 2), client)
     count, cores = len(scenes), len(os.sched_getaffinity(0))
     reference = stand.new_folder("reference")
-    sequential(scenes, client, reference)
+    alone = stage_seconds(stand, scenes, client, reference)
 
     def timed(arm: str) -> float:
         folder = stand.new_folder()
@@ -78,14 +80,13 @@ def measure(stand: Stand) -> Figure:
 
     with monolith(stand, threads=cores) as script:
         script.make(scenes[:1], stand.new_folder())
-        alone = stage_seconds(stand, scenes, client)
         arms = {
             "sequential": lambda: timed("sequential"),
             "pipelined": lambda: timed("pipelined"),
             "script": scripted,
             "sequential" + AGAIN: lambda: timed("sequential"),
         }
-        samples = interleave(arms, stand.size(4, 1), stand.told)
+        samples = interleave(arms, stand.size(3, 1), stand.told)
     t1, t2 = (statistics.median(values) for values in alone.values())
     bound = count * (t1 + t2) / (count * max(t1, t2) + min(t1, t2))
     gain = ratio(samples, "sequential", "pipelined")

@@ -125,7 +125,7 @@ def measure(stand: Stand) -> Figure:
         arms[name] = lambda name=name, form=form, picture=picture, events=events: timed(
             name, lambda: form(picture, events)
         )
-    samples = interleave(arms, stand.size(9, 1))
+    samples = interleave(arms, stand.size(8, 1))
     stand.told("a job, plain and streamed")
     jobs = _jobs(stand, forms)
     lines, drawn = [], {}

@@ -43,7 +43,7 @@ def measure(stand: Stand) -> Figure:
         "2 workers": lambda: timed(two, 2),
         "1 worker" + AGAIN: lambda: timed(one, 1),
     }
-    samples = interleave(arms, stand.size(4, 1), stand.told)
+    samples = interleave(arms, stand.size(3, 1), stand.told)
     gain, floor = ratio(samples, "1 worker", "2 workers"), noise_floor(samples, "1 worker").value
     return Figure(
         "R4",
