@@ -1,5 +1,6 @@
 """R9: other servers of the same stages. The product's stage classes behind a LitServe service and a minimal FastAPI
-service, each asked for the same files by the same few lines: one scene, a batch, clips with two workers a stage.
+service, each asked for the same files by the same few lines: one scene, a batch, clips. Each has one t2i worker and two
+i2v workers.
 
 All three take the same JSON body, answer with the file in one piece, and have one thread a worker. Below 1 ours is
 ahead.
@@ -9,7 +10,7 @@ import base64
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from figures import Figure, Line, arms_panel
@@ -22,27 +23,29 @@ from cloudvid import Scene, Stage
 from cloudvid.connection import plain_session
 
 OURS = "TorchServe"
+_WORKERS = {Stage.T2I: 1, Stage.I2V: 2}
+"""Of each server: of stages that do not take the same time, as they are run."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A server of both stages, or of i2v alone."""
+    """A server of both stages, or one for each."""
 
     urls: Mapping[Stage, str]
-    key: str = ""
+    keys: Mapping[Stage, str] = field(default_factory=dict)
     _session: Any = None
 
     def ask(self, stage: Stage, asked: Mapping[str, Any]) -> bytes:
         """The file of a request."""
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        headers = {"Authorization": f"Bearer {self.keys[stage]}"} if self.keys else {}
         answer = self._session.post(self.urls[stage], json=asked, headers=headers, timeout=300)
         answer.raise_for_status()
         return bytes(answer.content)
 
 
-def _ours(running: Running) -> Target:
-    urls = {stage: f"{running.server.url}/predictions/{stage}" for stage in Stage}
-    return Target(urls, running.key("inference"), plain_session())
+def _ours(servers: Mapping[Stage, Running]) -> Target:
+    urls = {stage: f"{running.server.url}/predictions/{stage}" for stage, running in servers.items()}
+    return Target(urls, {stage: running.key("inference") for stage, running in servers.items()}, plain_session())
 
 
 def picture(target: Target, scene: Scene) -> bytes:
@@ -102,15 +105,16 @@ def compared(
 
 
 @contextlib.contextmanager
-def _peers(stand: Stand, workers: int, *stages: Stage) -> Iterator[dict[str, Target]]:
+def _peers(stand: Stand) -> Iterator[dict[str, Target]]:
+    """Each peer, once all of its workers have loaded."""
     with contextlib.ExitStack() as services:
         urls = {
-            peer: {stage: services.enter_context(service(stand, peer, stage, workers)) for stage in stages}
+            peer: {stage: services.enter_context(service(stand, peer, stage, _WORKERS[stage])) for stage in Stage}
             for peer in PEERS
         }
         for peer, of_stage in urls.items():
-            for url in of_stage.values():
-                wait_for(peer, url, workers)
+            for stage, url in of_stage.items():
+                wait_for(peer, url, _WORKERS[stage])
         yield {
             peer: Target({stage: f"{url}/predict" for stage, url in of_stage.items()}, _session=plain_session())
             for peer, of_stage in urls.items()
@@ -118,23 +122,20 @@ def _peers(stand: Stand, workers: int, *stages: Stage) -> Iterator[dict[str, Tar
 
 
 def measure(stand: Stand) -> Figure:
-    """One worker a stage: a scene, a batch; then i2v with two workers."""
+    """A scene, a batch, clips for two workers."""
     scenes = stand.scenes(stand.size(6, 2), steps=20, clip_steps=3)
     first, side = scenes[0], scenes[0].t2i_params.width
     shape = (first.i2v_params.num_frames, side, side, 3)
-    shared = _ours(stand.shared)
-    stand.told("LitServe and FastAPI, one worker a stage")
-    with _peers(stand, 1, *Stage) as found:
-        targets = {OURS: shared, **found}
+    ours = _ours({Stage.T2I: stand.shared, Stage.I2V: stand.two_workers})
+    stand.told("LitServe and FastAPI")
+    with _peers(stand) as found:
+        targets = {OURS: ours, **found}
         single = compared(
             stand, targets, stand.size(6, 1), lambda target: [clip(target, first, picture(target, first))], shape
         )
-        together = compared(stand, targets, stand.size(3, 1), lambda target: batch(target, scenes), shape)
-    stand.told("all three, two i2v workers")
-    with _peers(stand, 2, Stage.I2V) as found:
-        targets = {OURS: _ours(stand.two_workers), **found}
-        drawn = picture(shared, first)
-        two = compared(stand, targets, stand.size(3, 1), lambda target: clips(target, scenes, drawn), shape)
+        together = compared(stand, targets, stand.size(4, 1), lambda target: batch(target, scenes), shape)
+        drawn = picture(ours, first)
+        two = compared(stand, targets, stand.size(4, 1), lambda target: clips(target, scenes, drawn), shape)
     lines = []
     for what, samples in (("a scene", single), (f"batch of {len(scenes)}", together), ("2 i2v workers", two)):
         floor = noise_floor(samples, OURS).value

@@ -47,7 +47,7 @@ def batch(stand: Stand, url: str, count: int, side: int, *options: str) -> dict[
 
 def measure(stand: Stand) -> Figure:
     """Rounds of as it is, without fsync, as it is again; then one long batch."""
-    count, side = stand.size(400, 10), stand.size(256, 64)
+    count, side = stand.size(300, 10), stand.size(256, 64)
     batches: list[dict[str, Any]] = []
 
     with instant_server(side) as (url, sizes):
@@ -64,7 +64,7 @@ def measure(stand: Stand) -> Figure:
         }
         samples = interleave(arms, stand.size(2, 1), stand.told)
         stand.told("the client's memory")
-        long = batch(stand, url, stand.size(1500, 40), side)
+        long = batch(stand, url, stand.size(1200, 40), side)
     points = [(done, mebibytes) for done, mebibytes in long["memory"][len(long["memory"]) // 10 :]]
     _, slope = straight_line(points)
     floor = noise_floor(samples, "as it is").value

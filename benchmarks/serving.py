@@ -42,7 +42,7 @@ def measure(stand: Stand) -> Figure:
         for arm in arms.values():
             arm()  # both have made one before
         outside.clear()
-        samples = interleave(arms, stand.size(12, 1), stand.told)
+        samples = interleave(arms, stand.size(10, 1), stand.told)
     floor = noise_floor(samples, "served").value
     own = [1000 * (sample["served"] - sample["in process"]) for sample in samples]
     lines = [

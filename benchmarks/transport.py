@@ -98,7 +98,7 @@ def measure(stand: Stand) -> Figure:
     forms = Forms(stand.shared)
     sizes = [0, MIB] if stand.smoke else [0, MIB, 3 * MIB, 6 * MIB]
     pictures = [padded_picture(size) for size in sizes]
-    forms.warm_up(pictures[-1], stand.size(40, 1))
+    forms.warm_up(pictures[-1], stand.size(25, 1))
     sides = [64, 128] if stand.smoke else [64, 384, 768]
     outside: dict[str, float] = {}
 
@@ -125,7 +125,7 @@ def measure(stand: Stand) -> Figure:
         arms[name] = lambda name=name, form=form, picture=picture, events=events: timed(
             name, lambda: form(picture, events)
         )
-    samples = interleave(arms, stand.size(8, 1))
+    samples = interleave(arms, stand.size(7, 1))
     stand.told("a job, plain and streamed")
     jobs = _jobs(stand, forms)
     lines, drawn = [], {}
@@ -166,7 +166,7 @@ def _jobs(stand: Stand, forms: Forms) -> list[dict[str, float]]:
 
     arms = {"plain": lambda: job("plain"), "streamed": lambda: job("streamed"), "plain" + AGAIN: lambda: job("plain")}
     job("plain")
-    samples = interleave(arms, stand.size(8, 1))
+    samples = interleave(arms, stand.size(7, 1))
     if made["plain"] != made["streamed"]:
         raise WrongOutput("a stream ends in another file")
     return samples
