@@ -133,9 +133,9 @@ def measure(stand: Stand) -> Figure:
         single = compared(
             stand, targets, stand.size(6, 1), lambda target: [clip(target, first, picture(target, first))], shape
         )
-        together = compared(stand, targets, stand.size(4, 1), lambda target: batch(target, scenes), shape)
+        together = compared(stand, targets, stand.size(3, 1), lambda target: batch(target, scenes), shape)
         drawn = picture(ours, first)
-        two = compared(stand, targets, stand.size(4, 1), lambda target: clips(target, scenes, drawn), shape)
+        two = compared(stand, targets, stand.size(3, 1), lambda target: clips(target, scenes, drawn), shape)
     lines = []
     for what, samples in (("a scene", single), (f"batch of {len(scenes)}", together), ("2 i2v workers", two)):
         floor = noise_floor(samples, OURS).value

@@ -17,7 +17,7 @@ from stand import Stand
 
 from cloudvid import Client, Scene, Stage, render
 
-_STEPS = 26
+_STEPS = 24
 _FRAMES = 3
 _CLIP_STEPS = 3
 

@@ -21,7 +21,7 @@ def clips(scenes: list[Scene], picture: bytes, client: Client, workers: int) -> 
 def measure(stand: Stand) -> Figure:
     """Rounds of one worker, two, one again."""
     one = stand.shared.client()
-    scenes = stand.scenes(stand.size(8, 3), clip_steps=4)
+    scenes = stand.scenes(stand.size(6, 3), clip_steps=4)
     side, frames = scenes[0].t2i_params.width, scenes[0].i2v_params.num_frames
     picture = one.send(scenes[0].t2i_request()).data
     expected = clips(scenes, picture, one, 1)
