@@ -39,22 +39,23 @@ class ServerError(RuntimeError):
     """The server cannot be started or stopped; the message says why and what to do."""
 
 
-def _free(ports: Sequence[int]) -> bool:
+def _taken(ports: Sequence[int]) -> int | None:
+    """The first of these ports of this host that something holds."""
     for port in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
-                return False
-    return True
+                return port
+    return None
 
 
 def free_port() -> int:
     """A port that is free together with the five above it."""
     # Below the range from which the kernel takes ports for outgoing connections: those come and go.
     for port in random.sample(range(20_000, 32_000, 10), 200):
-        if _free(range(port, port + PORTS)):
+        if _taken(range(port, port + PORTS)) is None:
             return port
     raise ServerError("no six free ports in a row on 127.0.0.1")
 
@@ -102,8 +103,9 @@ class Server:
                     f"{archive} is not the one that was built: its sha256 is not in {archives.LIST} beside it;"
                     f" `{sys.executable} {_ROOT / 'deploy/archives.py'} {model_store}` builds both anew"
                 )
-        if not _free(range(self.port, self.port + PORTS)):
-            raise ServerError(f"a port of {self.port} to {self.port + PORTS - 1} is taken; choose another with PORT=")
+        if taken := _taken(range(self.port, self.port + PORTS)):
+            last = self.port + PORTS - 1
+            raise ServerError(f"port {taken} is taken, of {self.port} to {last}; choose others with PORT= (--port)")
         java = java_home()
         self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for old in ("key_file.json", "server.json"):

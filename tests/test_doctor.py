@@ -134,6 +134,21 @@ def test_a_server_that_is_not_there_or_hides_its_workers(tmp_path):
     assert said(findings) == [("server", "ok", False), ("endpoints", "note", False), ("endpoints", "note", False)]
 
 
+def test_behind_a_proxy_its_ready_tells_of_the_workers(tmp_path):
+    counts = {"t2i": {"READY": 1}, "i2v": {}}
+
+    def answer(seen):
+        stage = seen.path.partition("?stage=")[2]
+        told = {"stages": {stage: {"workers": {"READY": 0} | counts[stage], "pending_requests": 0}}}
+        return Answer(200, json.dumps(told).encode()) if seen.path.startswith("/ready") else Answer()
+
+    with fake_server(answer) as proxy:
+        client = Client(proxy.url, management=f"http://127.0.0.1:{closed_port()}", token="t")
+        findings = list(server.endpoints(place(tmp_path, client=client)))
+    assert said(findings) == [("server", "ok", False), ("endpoints", "ok", False), ("endpoints", "problem", True)]
+    assert "scale i2v 1" in findings[2].remedy
+
+
 def test_a_check_that_fails_itself_is_a_finding_and_stops_no_other(tmp_path):
     def broken(place):
         raise OSError("no such luck")

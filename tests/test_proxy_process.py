@@ -32,7 +32,7 @@ from proxies import (
     until,
 )
 
-from cloudvid import Client, Stage, Unreachable
+from cloudvid import Client, Stage, Unreachable, Untrusted
 
 pytestmark = needs_nginx
 T2I = "/predictions/t2i"
@@ -148,8 +148,16 @@ def test_the_client_comes_through_tls_with_a_certificate_of_ones_own_and_not_wit
     with recorder(tmp_path, "--cert", str(files[0]), "--key", str(files[1])) as (running, seen):
         Client(running.url, token=TOKEN, ca=files[0]).check_ready(Stage.T2I)
         assert [path for _, path, _, _ in seen] == ["/ping?stage=t2i"]
-        with pytest.raises(Unreachable):
-            Client(running.url, token=TOKEN).check_ready(Stage.T2I)
+        waits = []
+        for url, why in (
+            (running.url, "certificate is not trusted .*--ca"),
+            (running.url.replace("https", "http"), "400"),
+        ):
+            with pytest.raises(Unreachable, match=why):
+                Client(url, token=TOKEN, sleep=waits.append).wait_until_ready(Stage.T2I, timeout=0)
+        with pytest.raises(Untrusted):
+            Client(running.url, token=TOKEN, sleep=waits.append).wait_until_ready(Stage.T2I, timeout=60)
+        assert not waits, "no patience makes a certificate trusted"
 
 
 def test_nginx_ends_with_a_proxy_that_is_killed(tmp_path):
@@ -170,6 +178,7 @@ def test_with_a_certificate_it_speaks_tls_alone_and_takes_a_new_one(tmp_path):
         assert requests.get(url, headers=BEARER, verify=str(files[0]), timeout=20).status_code == 200
         plain = requests.get(url.replace("https:", "http:"), headers=BEARER, timeout=20)
         assert (error_of(plain).code, len(seen)) == (400, 1)
+        assert "speaks HTTPS" in plain.text
         first = files[0].read_bytes()
         certificate(tmp_path)
         assert files[0].read_bytes() != first

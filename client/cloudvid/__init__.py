@@ -32,6 +32,7 @@ from cloudvid.errors import (
     Unauthorized,
     Unhealthy,
     Unreachable,
+    Untrusted,
     UnusableFolder,
     WorkerDied,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "Unauthorized",
     "Unhealthy",
     "Unreachable",
+    "Untrusted",
     "UnusableFolder",
     "Worker",
     "WorkerDied",

@@ -37,6 +37,8 @@ class Connection:
                 content = response.content if refused else b""
             except requests.ReadTimeout:
                 raise errors.Stalled(f"{url}: no sign of life within the time-out") from None
+            except requests.exceptions.SSLError as error:
+                raise errors.Untrusted(f"{url}: {_tls_reason(error)}") from None
             except requests.RequestException as error:
                 raise errors.Unreachable(f"nothing answers at {url}: {reason(error)}") from None
             if not refused:
@@ -114,6 +116,17 @@ def reason(error: requests.RequestException) -> str:
     text = str(error)
     found = re.search(r"(?:\[Errno -?\d+\] |: )([A-Z][a-z][^'\"()\[\]{}<>]*)['\")]*$", text)
     return found[1].strip() if found else type(error).__name__
+
+
+def _tls_reason(error: requests.exceptions.SSLError) -> str:
+    """Why no encrypted connection came about, and what to do."""
+    text = str(error)
+    if found := re.search(r"certificate verify failed: ([^(]+?) \(_ssl", text):
+        return f"its certificate is not trusted ({found[1]}); --ca names the file of those that vouch for it"
+    if "wrong version number" in text or "record layer failure" in text:
+        return "it does not speak TLS; with http:// it may answer"
+    found = re.search(r"\[SSL[^\]]*\] ([^(]+?) \(_ssl", text)
+    return f"no TLS with it: {found[1] if found else type(error).__name__}"
 
 
 def timed_out(error: requests.RequestException) -> bool:

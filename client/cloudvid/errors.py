@@ -74,6 +74,10 @@ class Unreachable(ServerUnavailable):
     """Nothing answers at the address."""
 
 
+class Untrusted(Unreachable):
+    """The server's certificate is not trusted, or it does not speak TLS."""
+
+
 class NotReady(ServerUnavailable):
     """The server answers, but a stage has no worker that is ready."""
 

@@ -164,11 +164,12 @@ class Operations:
             if status != 200:
                 raise errors.Unreachable(f"{self._urls[stage]}/ping answers {status}")
             if readiness is not None:
-                remedy = (
-                    "`cloudvid wait` waits until it has"
-                    if readiness.workers
-                    else f"`cloudvid scale {stage} 1` gives it one"
-                )
+                if readiness.workers and (said := last_error(worker_log(self.key_file), stage)):
+                    remedy = f"the log's last error: {said}"
+                elif readiness.workers:
+                    remedy = "`cloudvid wait` waits until it has"
+                else:
+                    remedy = f"`cloudvid scale {stage} 1` gives it one"
                 raise errors.NotReady(f"{stage} has no worker that is ready, of {readiness.workers}; {remedy}")
 
     def is_healthy(self, stage: Stage) -> bool:
@@ -206,11 +207,21 @@ class Operations:
                 break
         return status
 
-    def wait_until_ready(self, *stages: Stage, timeout: float = 600.0) -> None:
+    def wait_until_ready(
+        self,
+        *stages: Stage,
+        timeout: float = 600.0,
+        on_wait: Callable[[errors.ServerUnavailable], None] = lambda error: None,
+    ) -> None:
         """Wait until every stage has a READY worker.
 
+        Args:
+            stages: which; default: both.
+            timeout: seconds after which to stop waiting.
+            on_wait: told each time why it goes on waiting.
+
         Raises:
-            ServerUnavailable: not within `timeout` seconds; the last reason.
+            ServerUnavailable: not within `timeout` seconds; the last reason. Untrusted at once.
         """
         began = self._clock()
         unhealthy_since: float | None = None
@@ -229,4 +240,7 @@ class Operations:
                 unhealthy_since = (unhealthy_since or now) if is_unhealthy else None
                 if unhealthy_since is not None and now - unhealthy_since >= _UNHEALTHY_SECONDS:
                     raise
+                if isinstance(error, errors.Untrusted):
+                    raise
+                on_wait(error)
             self._sleep(0.5)

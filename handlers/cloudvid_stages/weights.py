@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 )
 
 from cloudvid_schema.protocol import Stage
-from cloudvid_stages.digests import PATTERNS, files_of, write_list
+from cloudvid_stages.digests import PATTERNS, check_list, files_of, write_list
 from cloudvid_stages.settings import (
     ImageToVideoSettings,
     SettingsError,
@@ -273,6 +273,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
             fetch_lora(settings)
             if options.list and Path(settings.model).expanduser().is_dir():  # else `fetch` has listed what it fetched
                 _list(checkpoint.path)
+            check_list(checkpoint.path, checkpoint.identity)
         except SettingsError as error:
             print(f"{stage}: {error}", file=sys.stderr)
             return 1

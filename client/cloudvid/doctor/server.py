@@ -10,6 +10,7 @@ from cloudvid.connection import is_local
 from cloudvid.doctor.findings import Finding, Place
 from cloudvid.errors import CloudVidError, NotReady, ServerUnavailable, Unauthorized, Unreachable
 from cloudvid.local_server import last_error, server_process, worker_log
+from cloudvid.management import Readiness
 from cloudvid.stage_status import StageStatus
 from cloudvid_schema import __version__
 from cloudvid_schema.protocol import Stage
@@ -145,11 +146,22 @@ def _endpoint(place: Place, stage: Stage) -> Iterator[Finding]:
         yield Finding(check="endpoints", level="problem", found=str(error), remedy=remedy, unavailable=True)
         return
     except (Unreachable, Unauthorized, CloudVidError) as error:
+        if (behind := place.client.proxy_readiness(stage)) is not None:
+            yield _as_a_proxy_counts(behind)
+            return
         found = f"{stage}: whether a worker is ready cannot be seen from here: {error}"
-        remedy = "nothing, behind a proxy; else name the management API and its key (--management, --key-file)"
+        remedy = "name the management API and its key (--management, --key-file)"
         yield Finding(check="endpoints", level="note", found=found, remedy=remedy)
         return
     yield from _workers(place, stage, seen)
+
+
+def _as_a_proxy_counts(seen: Readiness) -> Finding:
+    found = f"{seen.stage}: {seen.ready} of {seen.workers} workers ready, as the proxy before them counts"
+    if seen.ready:
+        return Finding(check="endpoints", level="ok", found=found)
+    remedy = "`cloudvid wait` waits until one is" if seen.workers else f"`cloudvid scale {seen.stage} 1`, on its host"
+    return Finding(check="endpoints", level="problem", found=found, remedy=remedy, unavailable=True)
 
 
 def _workers(place: Place, stage: Stage, seen: StageStatus) -> Iterator[Finding]:
