@@ -96,7 +96,7 @@ class _Asking:
             answer = case.call(base_url=self._url, session=self._session, headers=self._headers, timeout=60)
             try:
                 case.validate_response(answer, checks=[*self._checks, *([self._refused] if kind == "wrong" else [])])
-            except BaseExceptionGroup as error:
+            except BaseExceptionGroup as error:  # schemathesis' own, of all checks that failed
                 raise Wrong(f"{path}, {kind}: {_said(error)}") from None
             said = f"{path}, {kind}: {answer.status_code}: {answer.content[:500]!r}"
             if kind == "small" and answer.status_code != 200:

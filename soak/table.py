@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parent.parent
-RESULTS = _ROOT / "soak/results"
-DOCUMENT = _ROOT / "docs/reliability.md"
+from soak import ROOT
+
+RESULTS = ROOT / "soak/results"
+DOCUMENT = ROOT / "docs/reliability.md"
 _BEGIN, _END = "<!-- results: written by python -m soak -->", "<!-- end of results -->"
 Result = dict[str, Any]
 

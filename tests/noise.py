@@ -52,7 +52,7 @@ class _Noise:
         seconds = self.step_seconds + is_large * self.stall_seconds
         for step in range(request.num_inference_steps):
             if seconds:
-                time.sleep(seconds)
+                time.sleep(seconds)  # the step's work
             on_step("denoise", step + 1, request.num_inference_steps)
         timings = {"denoise": 10.0 * request.num_inference_steps, "decode": 5.0}
         shape = CLIP if self.stage is Stage.I2V else (request.height, request.width, 3)

@@ -14,7 +14,7 @@ import pytest
 import requests
 from conftest import ROOT, naming
 from folders import no_half_file_has_a_final_name
-from proxies import TOKEN, certificate, needs_nginx, proxy, tokens_file, until
+from proxies import BEARER, TOKEN, certificate, folder_of, needs_nginx, proxy, tokens_file, until
 from torchserve_process import PORTS, Server
 
 pytestmark = [pytest.mark.slow, needs_nginx]
@@ -59,6 +59,10 @@ class Host:
         """How many requests of a stage were carried out."""
         return sum(f" POST {stage} 200 " in line for line in list(self.proxy.lines))
 
+    def refused(self):
+        """How many bodies without a Content-Type its stages refused."""
+        return sum(" POST t2i 415 " in line for line in list(self.proxy.lines))
+
     def kill(self):
         """All of it at once, as when the power goes."""
         groups = [self._process.pid, self.proxy.process.pid] if hasattr(self, "proxy") else [self._process.pid]
@@ -68,6 +72,12 @@ class Host:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
         self._process.wait()
+
+
+def both_were_asked(url, machines, before):
+    """Whether each host has refused more than before, after one more request through the front."""
+    requests.post(f"{url}/predictions/t2i", headers=BEARER, data=b"{}", timeout=20)
+    return all(machine.refused() > count for machine, count in zip(machines, before, strict=True))
 
 
 def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, model_store, tiny_models):
@@ -90,6 +100,9 @@ def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, model_
 
         for stage in ("t2i", "i2v"):  # the front asks every two seconds
             front.await_line(f"{stage} is ready", len(machines))
+        until(lambda: "down;" not in (folder_of(front) / "pools.conf").read_text())
+        before = [machine.refused() for machine in machines]  # nginx reads that file a moment later
+        until(lambda: outside.call(lambda: both_were_asked(front.url, machines, before)))
 
         scenes = tmp_path / "scenes.json"
         scenes.write_text(json.dumps([
@@ -109,16 +122,16 @@ def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, model_
         client = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
         stack.callback(client.kill)
         events = defaultdict(list)
-        running, served, counts = set(), [], []
+        running, served, counts = set(), {}, {}
         for line in client.stdout:
             event = json.loads(line)
             events[event["event"]].append(event)
             if event.get("stage") == "i2v":
                 (running.add if event["event"] == "stage_progress" else running.discard)(event["scene"])
             if not served and len(running) == 2:
-                counts = [machine.served("i2v") for machine in machines]
-                if min(counts):
-                    # Both hosts have made clips, and two clips run, one on each: the front counts.
+                counts = {stage: [machine.served(stage) for machine in machines] for stage in ("t2i", "i2v")}
+                if all(min(each) for each in counts.values()):
+                    # Both hosts have made pictures and clips, and two clips run, one on each: the front counts.
                     served = counts
                     first.kill()
         assert client.wait() == 0
@@ -126,7 +139,7 @@ def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, model_
         assert (finished["done"], finished["failed"]) == (SCENES, 0)
         assert served, f"the work did not spread: {counts}; {front.lines}"
         assert {event["stage"] for event in events["stage_retried"]} >= {"i2v"}, "nothing was lost with the host"
-        assert second.served("i2v") > served[1]
+        assert second.served("i2v") > served["i2v"][1]
         steps = [(event["scene"], event["step"]) for event in events["stage_progress"] if event["phase"] == "denoise"]
         assert {(f"s{index}", step) for index in range(SCENES) for step in range(1, 13)} <= set(steps)
         assert no_half_file_has_a_final_name(tmp_path / "out")

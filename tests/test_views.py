@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 
 import jsonschema
 import pytest
@@ -16,8 +17,10 @@ from rich.console import Console
 
 from cloudvid import parse_scenes, render
 from cloudvid.cli.run import resume_command
-from cloudvid.cli.views import LiveView, PlainView
+from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView
+from cloudvid.events import StageDone
 from cloudvid.media_files import read_recipe
+from cloudvid_schema.protocol import Stage
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,21 @@ def test_quiet_prints_paths_and_nothing_else(fake, tmp_path):
     done = cloudvid("run", scene_file, "--output-dir", "out", "-q", *connection(fake), cwd=tmp_path)
     assert done.stdout.splitlines() == ["out/s0_base_image.png", "out/s0_video.mp4"]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("view", [JsonView, QuietView, lambda: PlainView(sys.stdout)])
+def test_an_interrupt_leaves_no_half_of_a_line(view, fake, tmp_path, monkeypatch):
+    class Interrupted(io.StringIO):
+        def write(self, text):
+            super().write(text)
+            raise KeyboardInterrupt
+
+    events = list(render(parse_scenes(scenes(1)), client_of(fake), tmp_path / "out"))
+    (done,) = [event for event in events if isinstance(event, StageDone) and event.stage is Stage.I2V]
+    monkeypatch.setattr("sys.stdout", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        view().show(done)
+    assert sys.stdout.getvalue().endswith("\n")
 
 
 def test_after_a_failure_the_exact_command_that_resumes_is_printed(tmp_path):

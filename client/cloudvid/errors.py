@@ -6,6 +6,7 @@ CloudVidError
 │   └── InvalidRequest
 ├── ServerUnavailable       start, wait for or log in to the server
 │   ├── Unreachable
+│   │   └── Untrusted           no certificate that is trusted, or no TLS
 │   ├── NotReady
 │   │   ├── Unhealthy           its workers do not come up
 │   │   └── NotScaled           the workers asked for do not come up

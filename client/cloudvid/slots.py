@@ -16,7 +16,7 @@ _MODEL_SECONDS = 30.0
 
 
 class Slots:
-    """Counts the workers of both stages, again and again while it is watched.
+    """Asks both stages for their models, and counts their workers, again and again until it is stopped.
 
     Args:
         client: whom to ask.
@@ -65,9 +65,9 @@ class Slots:
         self._stop.set()
 
     def _begin(self, stage: Stage) -> None:
-        readiness = self._refresh(stage)
-        if readiness is not None:
-            found = self._client.describe(stage, timeout=_MODEL_SECONDS, readiness=readiness)
+        seen = self._refresh(stage)
+        if seen is not None:
+            found = self._client.describe(stage, timeout=_MODEL_SECONDS, readiness=seen)
             self._models[stage] = found.model if found else None
 
     def _watch(self) -> None:
@@ -76,17 +76,19 @@ class Slots:
                 self._refresh(stage)
 
     def _refresh(self, stage: Stage) -> Readiness | None:
+        """Count a stage's workers; what the management API says of them is returned, None where it cannot be asked."""
         try:
-            # Who gave a number may know of more hosts than a proxy tells of.
-            given = stage in self._fallback
-            readiness = self._client.readiness(stage) if given else self._client.workers_seen(stage)
+            seen = self._client.readiness(stage)
         except CloudVidError:
             return None
+        readiness = seen
+        if seen is None and stage not in self._fallback:  # who gave a number may know of more hosts than a proxy tells
+            readiness = self._client.proxy_readiness(stage)
         if readiness is not None:  # else the last count stands
             self._counts[stage] = max(1, readiness.ready) + 1
             said = None if readiness.ready else self._complaint(stage)
             self._unhealthy[stage] = [*self._unhealthy[stage], said][-_LOOKS:] if said else []
-        return readiness
+        return seen
 
     def _complaint(self, stage: Stage) -> Unhealthy | None:
         try:

@@ -261,7 +261,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """Fetch the weights of the stages named on the command line."""
     parser = argparse.ArgumentParser(description="Fetch the weights of the named stages into the Hub's cache.")
     parser.add_argument("stages", nargs="+", type=Stage, metavar="t2i|i2v")
-    parser.add_argument("--list", action="store_true", help="write SHA256SUMS into a model directory too")
+    parser.add_argument("--list", action="store_true", help="write SHA256SUMS into a model directory too, and check it")
     parser.add_argument("--settings", type=Path, default=Path("handlers"), help="folder of t2i.yaml and i2v.yaml")
     options = parser.parse_args(None if arguments is None else list(arguments))
     for stage in options.stages:
@@ -271,9 +271,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
             checkpoint = fetch(settings)
             checkpoint.check(stage)
             fetch_lora(settings)
-            if options.list and Path(settings.model).expanduser().is_dir():  # else `fetch` has listed what it fetched
-                _list(checkpoint.path)
-            check_list(checkpoint.path, checkpoint.identity)
+            if options.list:
+                if Path(settings.model).expanduser().is_dir():  # else `fetch` has listed what it fetched
+                    _list(checkpoint.path)
+                check_list(checkpoint.path, checkpoint.identity)  # without the option a worker does, as it starts
         except SettingsError as error:
             print(f"{stage}: {error}", file=sys.stderr)
             return 1

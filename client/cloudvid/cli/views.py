@@ -116,12 +116,12 @@ class PlainView:
                 self._print(UNSEEN_NOTE)
             case BatchFinished():
                 if self._is_noise:
-                    print(NOISE_NOTE, file=self._out)
-                print(summary(event), file=self._out, flush=True)
+                    self._print(NOISE_NOTE)
+                self._print(summary(event))
 
     def _print(self, line: str, out: TextIO | None = None) -> None:
         self._last_line = self._clock()
-        print(line, file=out or self._out, flush=True)
+        _write_line(line, out or self._out)
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -222,9 +222,9 @@ class QuietView:
     def show(self, event: BatchEvent) -> None:
         """Print a path, or why there is none."""
         if isinstance(event, StageDone):
-            print(event.path, flush=True)
+            _write_line(event.path, sys.stdout)
         elif isinstance(event, SceneFailed):
-            print(f"failed: {event.scene}: {event.message}", file=sys.stderr, flush=True)
+            _write_line(f"failed: {event.scene}: {event.message}", sys.stderr)
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -238,11 +238,16 @@ class JsonView:
 
     def show(self, event: BatchEvent) -> None:
         """Print the event."""
-        print(event.model_dump_json(), flush=True)
+        _write_line(event.model_dump_json(), sys.stdout)
         self._text.show(event)
 
     def close(self) -> None:
         """Nothing to leave."""
+
+
+def _write_line(line: str, out: TextIO) -> None:
+    out.write(f"{line}\n")  # in one: between a line and its end, which `print` writes apart, an interrupt may come
+    out.flush()
 
 
 def summary(event: BatchFinished) -> str:

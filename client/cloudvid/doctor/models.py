@@ -1,6 +1,5 @@
 """Checks of what a server loads, where this is a checkout: archives and weights."""
 
-import hashlib
 import json
 import struct
 import zipfile
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudvid.doctor.findings import GIGABYTE, Finding, Place
+from cloudvid.manifest import file_digest
 from cloudvid_schema.protocol import Stage
 
 _PIPELINES = {Stage.T2I: "StableDiffusionPipeline", Stage.I2V: "StableVideoDiffusionPipeline"}
@@ -62,10 +62,8 @@ def _changed(path: Path, stage: Stage, folder: Path) -> str:
 
 
 def _is_listed(path: Path) -> bool:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     try:
-        return f"{digest}  {path.name}\n" in (path.parent / "SHA256SUMS").read_text()
+        return f"{file_digest(path)}  {path.name}\n" in (path.parent / "SHA256SUMS").read_text()
     except OSError:
         return False
 
