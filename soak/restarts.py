@@ -5,7 +5,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 from folders import pictures_and_clips
 
 from cloudvid import render
@@ -13,7 +12,7 @@ from cloudvid.events import BatchEvent, BatchFinished, StageStarted
 from soak.case import Case, Report, Round, check
 from soak.jobs import LONGEST, scene
 from soak.lane import Work
-from soak.servers import Served, on_servers, processes, start
+from soak.servers import Served, alive_after, on_servers, processes, start
 
 _SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 _SCENES = [scene(f"s{index}", steps=4, frames=4) for index in range(3)]
@@ -80,16 +79,16 @@ def _end_and_start(each: Round, running: Served, sign: signal.Signals) -> None:
     (java,) = (process for process in group if process.name() == "java")
     began = time.monotonic()
     java.send_signal(sign)
-    java.wait(timeout=60)
+    lasting = alive_after([java], seconds=60)
     each.report.measure("server gone after", time.monotonic() - began)
     began = time.monotonic()
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    alive = alive_after(workers, seconds=30)
     each.report.measure("workers gone after it", time.monotonic() - began)
     running.process.stop()
     began = time.monotonic()
     start(running)
     each.report.measure(f"ready again after, {running.kind}", time.monotonic() - began)
-    check(workers and not alive, f"workers {workers}, alive 30 s after {sign.name}: {alive}")
+    check(workers and not alive + lasting, f"workers {workers}, alive long after {sign.name}: {alive + lasting}")
 
 
 CASE = Case(

@@ -48,6 +48,7 @@ ROWS = [
     (Answer(418, b"teapot"), "Rejected", 0),
     (error(404, "ModelNotFoundException", "Model not found: t2i"), "NotReady", 4),
     (Answer(502, b"<html>Bad Gateway"), "Unreachable", FOREVER),
+    (error(503, "ServerUnavailable", "the model server is not up"), "Unreachable", FOREVER),
     (Answer(504, b"<html>Gateway Timeout"), "BrokenAnswer", 1),
     (Answer(408, b""), "BrokenAnswer", 1),
     (error(400, "InvalidKeyException", "Token Authorization failed."), "Unauthorized", 3),

@@ -59,7 +59,7 @@ def test_new_keys_of_a_server_are_picked_up_and_without_any_the_stage_is_not_up(
             return requests.post(running.url + T2I, headers=BEARER, timeout=20).status_code
 
         nothing = requests.post(running.url + T2I, headers=BEARER, timeout=20)
-        assert error_of(nothing).type == "ServiceUnavailableException"
+        assert error_of(nothing).type == "ServerUnavailable"
         assert requests.get(running.url + "/ping", headers=BEARER, timeout=20).status_code == 503
         key_file(tmp_path, key)
         until(lambda: status() == 200)
