@@ -86,7 +86,10 @@ def before(url: str, keys: Path, listen: int) -> list[str]:
 def proxy(tokens: Path, *arguments: str, prefix: tuple[str, ...] = (), folder: Path = ROOT) -> Iterator[Running]:
     """A proxy of the checkout in this folder, once it listens; it is interrupted at the end of the block."""
     command = [*prefix, sys.executable, "deploy/proxy.py", "--tokens", str(tokens), *arguments]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="backslashreplace",  # nginx logs what it was sent; were this thread to end, nginx would soon wait for a reader
+    )  # fmt: skip
     running = Running("", process)
 
     def read() -> None:
