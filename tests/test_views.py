@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import subprocess
 import sys
 
 import jsonschema
@@ -63,6 +64,20 @@ def test_an_interrupt_leaves_no_half_of_a_line(view, fake, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         view().show(done)
     assert sys.stdout.getvalue().endswith("\n")
+
+
+@pytest.mark.parametrize("command", [["wait", "--timeout", "60"], ["run", "scenes.json", "--wait", "60"]])
+def test_waiting_says_once_what_for(command, tmp_path):
+    write_scenes(tmp_path / "scenes.json", 1)
+    with fake_torchserve() as server:
+        server.states[Stage.T2I] = "WORKER_STARTED"
+        started = [sys.executable, "-m", "cloudvid.cli", *command, *connection(server)]
+        with subprocess.Popen(started, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+            first = process.stderr.readline()
+            server.states[Stage.T2I] = "READY"
+            assert "waiting:" not in process.stderr.read()
+    assert first == "waiting: t2i has no worker that is ready, of 1\n"
+    assert process.returncode == 0
 
 
 def test_after_a_failure_the_exact_command_that_resumes_is_printed(tmp_path):

@@ -16,6 +16,7 @@ from cloudvid.batch import render
 from cloudvid.cli.options import OutputDir, SceneFile, takes_client
 from cloudvid.cli.tally import Tally
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView, View
+from cloudvid.cli.waiting import said_once
 from cloudvid.client import Client
 from cloudvid.errors import CloudVidError, UnusableFolder
 from cloudvid.events import BatchFinished
@@ -83,7 +84,7 @@ def run(
         },
     )
     client.timeout = timeout
-    client.wait_until_ready(timeout=wait)
+    client.wait_until_ready(timeout=wait, on_wait=(lambda error: None) if quiet else said_once())
     code = _render(batch, client, output_dir, options, _view(quiet, json))
     if code:
         raise typer.Exit(code)

@@ -3,7 +3,7 @@
 import json as json_format
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cloudvid.cli.options import Json, takes_client
 from cloudvid.cli.status_view import table, workers_text
+from cloudvid.cli.waiting import said_once
 from cloudvid.client import Client
 from cloudvid.errors import CloudVidError, NotScaled, ServerUnavailable
 from cloudvid.stage_status import StageStatus
@@ -122,27 +123,13 @@ def scale(
         raise error
 
 
-def _once_each() -> Callable[[ServerUnavailable], None]:
-    """Says to standard error what is waited for, when that changes."""
-    said = ""
-
-    def tell(error: ServerUnavailable) -> None:
-        nonlocal said
-        text = str(error).partition("; `cloudvid wait`")[0]
-        if text != said:
-            said = text
-            print(f"waiting: {said}", file=sys.stderr, flush=True)
-
-    return tell
-
-
 @takes_client
 def wait(client: Client, timeout: _Timeout = 600.0, stage: _Stages = None, json: Json = False) -> None:
     """Wait until both stages have a worker that is ready."""
     stages = stage or list(Stage)
     error: ServerUnavailable | None = None
     try:
-        client.wait_until_ready(*stages, timeout=timeout, on_wait=_once_each())
+        client.wait_until_ready(*stages, timeout=timeout, on_wait=said_once())
     except ServerUnavailable as failed:
         error = failed
     if json:
