@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,11 +191,12 @@ class Server:
         except (OSError, ValueError, KeyError):
             return False
         group = _group(pid, self.run_dir)
+        alive = group
         for sign in (signal.SIGTERM, signal.SIGKILL):
-            if alive := [process for process in group if process.is_running()]:
+            if alive := alive_after(alive, 0.0):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, sign)
-                psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+                alive = alive_after(alive, _STOP_SECONDS)
         self.pid_file.unlink(missing_ok=True)
         (self.run_dir / "key_file.json").unlink(missing_ok=True)
         tmp = self.run_dir / "tmp"
@@ -203,6 +205,25 @@ class Server:
         if tmp.is_symlink():
             tmp.unlink()
         return bool(group)
+
+
+def alive_after(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that have not ended within so many seconds.
+
+    One that ended and waits for init to reap it has ended: some inits do so late, and in a container perhaps never.
+    """
+    ends = time.monotonic() + seconds
+    left = list(processes)
+    while (left := [process for process in left if _is_alive(process)]) and time.monotonic() < ends:
+        time.sleep(0.01)
+    return left
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 @contextlib.contextmanager
@@ -228,7 +249,7 @@ def _group(pid: int, run_dir: Path) -> list[psutil.Process]:
     group = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getpgid(process.pid) == pid and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getpgid(process.pid) == pid and _is_alive(process):
                 group.append(process)
     ours = str(run_dir / "logs")
     for process in group:

@@ -6,13 +6,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from folders import pictures_and_clips
+from torchserve_process import alive_after
 
 from cloudvid import render
 from cloudvid.events import BatchEvent, BatchFinished, StageStarted
 from soak.case import Case, Report, Round, check
 from soak.jobs import LONGEST, scene
 from soak.lane import Work
-from soak.servers import Served, alive_after, on_servers, processes, start
+from soak.servers import Served, on_servers, processes, start
 
 _SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 _SCENES = [scene(f"s{index}", steps=4, frames=4) for index in range(3)]

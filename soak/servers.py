@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -108,15 +108,6 @@ def _group(process: psutil.Process) -> int | None:
         return os.getpgid(process.pid) if process.status() != psutil.STATUS_ZOMBIE else None
     except (psutil.Error, OSError):
         return None
-
-
-def alive_after(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that have not ended within so many seconds. One that ended and waits for init to reap it has ended."""
-    ends = time.monotonic() + seconds
-    left = list(processes)
-    while (left := [process for process in left if _group(process) is not None]) and time.monotonic() < ends:
-        time.sleep(0.01)
-    return left
 
 
 def start(running: Served) -> None:

@@ -15,7 +15,7 @@ from conftest import ROOT
 from exporter import Exporter
 from loopback import free_port
 from proxies import key_file, reply, stub, until
-from torchserve_process import PORTS
+from torchserve_process import PORTS, alive_after
 
 STAGES = ("t2i", "i2v")
 
@@ -208,8 +208,7 @@ def test_it_runs_in_the_group_of_its_command_and_ends_with_it(tmp_path):
     (exporter,) = psutil.Process(process.pid).children()
     assert os.getpgid(exporter.pid) == process.pid
     process.communicate()
-    psutil.wait_procs([exporter], timeout=30)
-    until(lambda: not exporter.is_running())
+    assert not alive_after([exporter], 30)
 
 
 def test_a_port_that_is_taken_keeps_the_command_from_starting(tmp_path):
