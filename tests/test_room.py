@@ -7,9 +7,11 @@ from folders import contents, scenes
 from PIL import Image
 
 from cloudvid import Client, NoRoom, RenderOptions, parse_scenes, render
+from cloudvid.decisions import request_of
 from cloudvid.events import BatchFinished
 from cloudvid.manifest import read_records
 from cloudvid.outputs import Disk
+from cloudvid.planning import make_plan
 from cloudvid.room import most_bytes
 from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequest
 from cloudvid_stages import media
@@ -69,6 +71,15 @@ def test_a_disk_that_fills_up_ends_the_batch_with_every_result_on_record(size, t
         assert run(server, tmp_path / "out", Disk())[1] is None
         assert server.posts.total() - before == 12
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_plan_says_that_there_may_be_no_room(tmp_path):
+    batch, folder = parse_scenes(scenes(6, width=256, height=256)), tmp_path / "not/made/yet"
+    most = sum(most_bytes(request_of(scene, stage, True), scene.t2i_request()) for scene in batch for stage in Stage)
+    assert make_plan(batch, folder, {}, disk=Small(size=most)).warnings == []
+    assert make_plan(batch, folder, {}, disk=Small()).warnings == []
+    (said,) = make_plan(batch, folder, {}, disk=Small(size=most - 1)).warnings
+    assert said.startswith(f"{folder} has room for {most - 1:,} bytes; the files may take {most:,}")
 
 
 @pytest.mark.parametrize(("width", "height", "frames"), [(64, 64, 2), (256, 128, 25), (512, 512, 8)])

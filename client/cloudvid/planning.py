@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cloudvid.decisions import entry_of, file_name, reason_to_run, request_of
 from cloudvid.manifest import read_records
+from cloudvid.outputs import DISK, Disk
+from cloudvid.room import most_bytes
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import Description, ImageToVideoRequest, Request, Stage
 from cloudvid_schema.sizes import clip_size
@@ -59,6 +61,7 @@ def make_plan(
     *,
     embed_recipe: bool = True,
     force: bool = False,
+    disk: Disk = DISK,
 ) -> Plan:
     """Look at every scene as a run would.
 
@@ -68,12 +71,14 @@ def make_plan(
         descriptions: what the endpoints say of themselves, as far as they can be asked.
         embed_recipe: as in `RenderOptions`.
         force: as in `RenderOptions`.
+        disk: where the folder is.
 
     Raises:
         UnusableFolder: the manifest is there but cannot be read.
     """
     records, _ = read_records(folder)
     plan = Plan()
+    most = 0
     for scene in scenes:
         record = records.get(scene.id)
         drawn = entry_of(record, Stage.T2I)
@@ -94,7 +99,14 @@ def make_plan(
             steps = request.num_inference_steps if reason else 0
             seconds = _seconds(scene, request, description) if reason else 0.0
             plan.stages.append(StagePlan(scene.id, stage, reason, steps, seconds))
+            most += most_bytes(request, scene.t2i_request()) if reason else 0
         plan.warnings += _size_warnings(scene)
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = disk.free(there)
+    if free is not None and free < most:
+        plan.warnings.append(
+            f"{folder} has room for {free:,} bytes; the files may take {most:,}: a run stops where one might not fit"
+        )
     return plan
 
 
