@@ -193,7 +193,7 @@ class Server:
         group = _group(pid, self.run_dir)
         alive = group
         for sign in (signal.SIGTERM, signal.SIGKILL):
-            if alive := alive_after(alive, 0.0):
+            if alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, sign)
                 alive = alive_after(alive, _STOP_SECONDS)
@@ -221,7 +221,8 @@ def alive_after(processes: Iterable[psutil.Process], seconds: float) -> list[psu
 
 def _is_alive(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        # A main thread that has ended while others still hold the memory and the ports looks like a zombie too.
+        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     except psutil.Error:
         return False
 

@@ -37,7 +37,8 @@ def _restarts(running: Served) -> Work:
         try:
             _restart(each, running, expected)
         finally:
-            if not any(process.name() == "java" for process in processes(running)):
+            runs = running.process.pid_file.is_file() and processes(running)
+            if not any(process.name() == "java" for process in runs or ()):
                 running.process.stop()
                 start(running)
 

@@ -12,7 +12,7 @@ from cloudvid.events import BatchFinished
 from cloudvid.manifest import read_records
 from cloudvid.outputs import Disk
 from cloudvid.planning import make_plan
-from cloudvid.room import most_bytes
+from cloudvid.room import MARGIN, most_bytes
 from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequest
 from cloudvid_stages import media
 
@@ -76,10 +76,10 @@ def test_a_disk_that_fills_up_ends_the_batch_with_every_result_on_record(size, t
 def test_a_plan_says_that_there_may_be_no_room(tmp_path):
     batch, folder = parse_scenes(scenes(6, width=256, height=256)), tmp_path / "not/made/yet"
     most = sum(most_bytes(request_of(scene, stage, True), scene.t2i_request()) for scene in batch for stage in Stage)
-    assert make_plan(batch, folder, {}, disk=Small(size=most)).warnings == []
+    assert make_plan(batch, folder, {}, disk=Small(size=most + MARGIN)).warnings == []
     assert make_plan(batch, folder, {}, disk=Small()).warnings == []
-    (said,) = make_plan(batch, folder, {}, disk=Small(size=most - 1)).warnings
-    assert said.startswith(f"{folder} has room for {most - 1:,} bytes; the files may take {most:,}")
+    (said,) = make_plan(batch, folder, {}, disk=Small(size=most + MARGIN - 1)).warnings
+    assert said.startswith(f"{folder} has room for {most + MARGIN - 1:,} bytes; the files take {most:,} at most")
 
 
 @pytest.mark.parametrize(("width", "height", "frames"), [(64, 64, 2), (256, 128, 25), (512, 512, 8)])

@@ -19,6 +19,8 @@ from rich.console import Console
 from cloudvid import parse_scenes, render
 from cloudvid.cli.run import resume_command
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView
+from cloudvid.cli.waiting import said_once
+from cloudvid.errors import NotReady
 from cloudvid.events import StageDone
 from cloudvid.media_files import read_recipe
 from cloudvid_schema.protocol import Stage
@@ -66,18 +68,28 @@ def test_an_interrupt_leaves_no_half_of_a_line(view, fake, tmp_path, monkeypatch
     assert sys.stdout.getvalue().endswith("\n")
 
 
-@pytest.mark.parametrize("command", [["wait", "--timeout", "60"], ["run", "scenes.json", "--wait", "60"]])
-def test_waiting_says_once_what_for(command, tmp_path):
-    write_scenes(tmp_path / "scenes.json", 1)
+def test_wait_says_what_for(tmp_path):
     with fake_torchserve() as server:
         server.states[Stage.T2I] = "WORKER_STARTED"
-        started = [sys.executable, "-m", "cloudvid.cli", *command, *connection(server)]
-        with subprocess.Popen(started, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        command = [sys.executable, "-m", "cloudvid.cli", "wait", "--timeout", "60", *connection(server)]
+        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
             first = process.stderr.readline()
             server.states[Stage.T2I] = "READY"
-            assert "waiting:" not in process.stderr.read()
     assert first == "waiting: t2i has no worker that is ready, of 1\n"
     assert process.returncode == 0
+
+
+def test_what_is_waited_for_is_said_when_it_changes_and_not_at_once_where_a_server_just_began(capsys):
+    now = [0.0]
+    at_once, later = said_once(), said_once(10.0, lambda: now[0])
+    for text in ("nothing answers", "nothing answers", "no worker"):
+        at_once(NotReady(text))
+        later(NotReady(text))
+    assert capsys.readouterr().err == "waiting: nothing answers\nwaiting: no worker\n"
+    now[0] = 10.0
+    later(NotReady("no worker"))
+    later(NotReady("no worker"))
+    assert capsys.readouterr().err == "waiting: no worker\n"
 
 
 def test_after_a_failure_the_exact_command_that_resumes_is_printed(tmp_path):

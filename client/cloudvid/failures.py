@@ -51,7 +51,7 @@ ANSWERS = (
     Row(503, "ServiceUnavailableException", None, errors.Busy, None),
     Row(503, "InternalServerException", None, errors.StageFailed, 1),
     Row(507, None, None, errors.OutOfMemory, 2),
-    Row(None, "ServerUnavailable", None, errors.Unreachable, None),  # our proxy's, before a server that is down
+    Row(503, "ServerUnavailable", None, errors.Unreachable, None),  # our proxy's, before a server that is down
     Row(502, None, None, errors.Unreachable, None),
     Row(503, None, None, errors.Busy, None),  # a proxy's
     Row(504, None, None, errors.BrokenAnswer, 1),

@@ -9,7 +9,7 @@ from pathlib import Path
 from cloudvid.decisions import entry_of, file_name, reason_to_run, request_of
 from cloudvid.manifest import read_records
 from cloudvid.outputs import DISK, Disk
-from cloudvid.room import most_bytes
+from cloudvid.room import MARGIN, most_bytes
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import Description, ImageToVideoRequest, Request, Stage
 from cloudvid_schema.sizes import clip_size
@@ -103,9 +103,9 @@ def make_plan(
         plan.warnings += _size_warnings(scene)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = disk.free(there)
-    if free is not None and free < most:
+    if free is not None and most and free < most + MARGIN:
         plan.warnings.append(
-            f"{folder} has room for {free:,} bytes; the files may take {most:,}: a run stops where one might not fit"
+            f"{folder} has room for {free:,} bytes; the files take {most:,} at most: a run stops before it is full"
         )
     return plan
 

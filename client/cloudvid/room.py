@@ -11,7 +11,8 @@ from cloudvid.outputs import Disk
 from cloudvid_schema.protocol import ImageToVideoRequest, TextToImageRequest
 
 _BESIDES = 2**16  # bytes: a file's recipe and its container; a line of the manifest
-_MARGIN = 2**20  # bytes, for the manifest and the gallery
+MARGIN = 2**20
+"""Bytes, for the manifest and the gallery."""
 _FRAMES = 25  # of a clip for which none are asked: the most that a model makes by itself
 
 
@@ -68,7 +69,7 @@ class Room:
             raise NoRoom(
                 f"no file may be longer than {longest:,} bytes here (ulimit -f), {name} may take {size:,}", errno.EFBIG
             )
-        if free is not None and free < size + self._promised + _MARGIN:
+        if free is not None and free < size + self._promised + MARGIN:
             under_way = f" beside {self._promised:,} of those that are under way" if self._promised else ""
             raise NoRoom(
                 f"{self._folder} has room for {free:,} bytes more; {name} may take {size:,}{under_way}", errno.ENOSPC

@@ -26,6 +26,7 @@ from cloudvid_schema.protocol import Stage
 
 _MANY = 64
 _AGAIN_SECONDS = 0.5
+_SILENT_SECONDS = 10.0  # in which a server that was started with the run, as `make run` does, is mostly ready
 
 
 @takes_client
@@ -84,7 +85,7 @@ def run(
         },
     )
     client.timeout = timeout
-    client.wait_until_ready(timeout=wait, on_wait=(lambda error: None) if quiet else said_once())
+    client.wait_until_ready(timeout=wait, on_wait=(lambda error: None) if quiet else said_once(_SILENT_SECONDS))
     code = _render(batch, client, output_dir, options, _view(quiet, json))
     if code:
         raise typer.Exit(code)

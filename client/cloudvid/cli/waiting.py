@@ -1,19 +1,25 @@
 """What is said while a command waits for a server."""
 
 import sys
+import time
 from collections.abc import Callable
 
 from cloudvid.errors import ServerUnavailable
 
 
-def said_once() -> Callable[[ServerUnavailable], None]:
-    """Says to standard error what is waited for, when that changes."""
-    said = ""
+def said_once(after: float = 0.0, clock: Callable[[], float] = time.monotonic) -> Callable[[ServerUnavailable], None]:
+    """Says to standard error what is waited for, when that changes.
+
+    Args:
+        after: seconds without a word, for a server that has just been started.
+        clock: monotonic seconds.
+    """
+    said, began = "", clock()
 
     def tell(error: ServerUnavailable) -> None:
         nonlocal said
         text = str(error).partition("; `cloudvid wait`")[0]
-        if text != said:
+        if text != said and clock() - began >= after:
             said = text
             print(f"waiting: {said}", file=sys.stderr, flush=True)
 
