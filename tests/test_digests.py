@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from torchserve_process import Server, ServerError, free_port
 
+from cloudvid_stages import weights
 from cloudvid_stages.digests import check_list, files_of, write_list
 from cloudvid_stages.settings import SettingsError
 from cloudvid_stages.text_to_image import TextToImage
@@ -71,6 +72,14 @@ def test_writing_the_list_again_adds_what_is_new_and_forgives_nothing(model):
     assert "  vae/new.json\n" in (model / "SHA256SUMS").read_text()
     with pytest.raises(SettingsError, match="was changed"):
         load(model)
+
+
+def test_make_weights_refuses_a_model_that_is_not_what_its_list_says(model, monkeypatch, capsys):
+    monkeypatch.setenv("CLOUDVID_T2I_MODEL", str(model))
+    assert weights.main(["t2i", "--list"]) == 0
+    flip_a_bit_in_the_middle(model / WEIGHTS)
+    assert weights.main(["t2i", "--list"]) == 1
+    assert f"{WEIGHTS} was changed" in capsys.readouterr().err
 
 
 def test_what_other_programs_put_beside_a_model_is_no_concern_of_the_list(model):

@@ -274,7 +274,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
             if options.list:
                 if Path(settings.model).expanduser().is_dir():  # else `fetch` has listed what it fetched
                     _list(checkpoint.path)
-                check_list(checkpoint.path, checkpoint.identity)  # without the option a worker does, as it starts
+                check_list(checkpoint.path, checkpoint.identity)  # else a worker does, unless check_weights is off
         except SettingsError as error:
             print(f"{stage}: {error}", file=sys.stderr)
             return 1
