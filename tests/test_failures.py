@@ -111,6 +111,26 @@ def test_a_stream_that_breaks_while_the_worker_is_down_is_the_death_of_the_worke
     assert server.posts[Stage.T2I] == 2
 
 
+def test_a_worker_that_the_server_counts_as_down_a_moment_after_the_stream_broke_has_died_too(tmp_path):
+    """TorchServe ends the answers of a worker that it gives up, and marks it after that."""
+    looks = [1_000_000]
+
+    class Late(dict):
+        def __getitem__(self, stage):
+            looks[0] -= 1
+            return "READY" if looks[0] >= 0 else "WORKER_ERROR"
+
+    def cut(stage):
+        looks[0] = 2
+        return 10
+
+    with fake_torchserve(cut=cut) as server:
+        server.states = Late()
+        events = list(render(parse_scenes([SCENE]), client_of(server), tmp_path, wait=lambda attempt: 0.0))
+    assert [event.error for event in events if isinstance(event, StageRetried)] == ["WorkerDied"]
+    assert server.posts[Stage.T2I] == 2
+
+
 def test_a_stage_is_given_up_once_the_server_says_several_times_that_its_workers_stay_down():
     """Its requests stay in TorchServe's queue without an answer, so no failure of theirs would ever tell."""
     with fake_torchserve() as server:

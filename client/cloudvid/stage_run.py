@@ -19,6 +19,7 @@ from cloudvid.room import Room, most_bytes
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import MEDIA_TYPE, ImageToVideoRequest, Progress, Stage, Started, TextToImageRequest
 
+_LOOKS, _LOOK_SECONDS = 5, 0.1  # TorchServe ends a dead worker's answers a moment before it counts the worker as down
 _DOWN_SECONDS = 60.0  # TorchServe loads a large model in less, and gives a worker up after 300
 
 
@@ -142,15 +143,20 @@ class StageRunner:
         """The error, or what brought it about: a stream looks the same whether a worker or a network cut it."""
         if type(error) is not BrokenAnswer:
             return error
-        try:
-            readiness = self._client.readiness(stage)
-        except CloudVidError:
-            return error
-        if readiness is None or readiness.ready == readiness.workers:
-            return error
-        return WorkerDied(
-            f"{stage}: the worker died, or gave no sign of life for too long, in the middle of its answer"
-        )
+        for _ in range(_LOOKS):
+            try:
+                readiness = self._client.readiness(stage)
+            except CloudVidError:
+                return error
+            if readiness is None:
+                return error
+            if readiness.ready < readiness.workers:
+                return WorkerDied(
+                    f"{stage}: the worker died, or gave no sign of life for too long, in the middle of its answer"
+                )
+            if self._stop.wait(_LOOK_SECONDS):
+                raise _Stopped
+        return error
 
     def _since_down(self, stage: Stage, since: float | None) -> float | None:
         """Since when the server says that workers do not come up, asked after each failure.
