@@ -150,9 +150,26 @@ def _smuggled(draw: random.Random, text: bytes) -> bytes:
     return head + b"\r\n" + names % length + b"\r\n\r\n" + body
 
 
+def _head(text: bytes, line: bytes) -> bytes:
+    """A request's head without what it says of its body, for another target; its end is still to come."""
+    head = re.sub(rb"\r\n(Content-[A-Z][a-z]*|Transfer-Encoding): [^\r]*", b"", text[: text.index(b"\r\n\r\n") + 2])
+    return re.sub(rb"^\S+ \S+", line, head)
+
+
+def _page(text: bytes, path: bytes) -> bytes:
+    """A page asked for by the caller of a request."""
+    return _head(text, b"GET " + path) + b"\r\n"
+
+
 def _pipelined(draw: random.Random, text: bytes) -> bytes:
-    """Several requests at once, the last of which is for what the proxy does not show."""
-    return text * draw.randint(1, 4) + b"GET " + _SECRET + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    """Many requests at once, the last of which is for what the proxy does not show."""
+    several = (text, _page(text, b"/ping"))
+    return b"".join(draw.choice(several) for _ in range(draw.randint(1, 12))) + _page(text, _SECRET)
+
+
+def _before_pages(draw: random.Random, text: bytes) -> bytes:
+    """The same with one prediction at most, at the head: TorchServe may lose one that follows (docs/reliability.md)."""
+    return text + _page(text, b"/ping") * draw.randrange(5) + _page(text, _SECRET)
 
 
 def _form(draw: random.Random, text: bytes) -> bytes:
@@ -172,13 +189,15 @@ def _form(draw: random.Random, text: bytes) -> bytes:
     kind = draw.choice(
         (b"boundary=cut", b"boundary=", b"", b'boundary="cut', b"boundary=" + b"c" * 5000, b"boundary=--")
     )
-    start = text[: text.index(b"\r\n\r\n")]
-    head = re.sub(rb"\r\n(Content-[A-Z][a-z]*|Transfer-Encoding): [^\r]*", b"", start)
-    head = re.sub(rb"^\S+ \S+", b"POST /predictions/i2v", head)
-    return head + b"\r\nContent-Type: multipart/form-data; %s\r\nContent-Length: %d\r\n\r\n" % (kind, len(body)) + body
+    return (
+        _head(text, b"POST /predictions/i2v")
+        + b"Content-Type: multipart/form-data; %s\r\nContent-Length: %d\r\n\r\n" % (kind, len(body))
+        + body
+    )
 
 
-_MUTATIONS: tuple[Mutate, ...] = (_bytes, _cut, _line, _header, _chunks, _smuggled, _pipelined, _form)
+_MUTATIONS: tuple[Mutate, ...] = (_bytes, _cut, _line, _header, _chunks, _smuggled, _form)
+_MORE: dict[str, Mutate] = {"proxy": _pipelined, "direct": _before_pages}
 
 
 def _send(draw: random.Random, door: Door, text: bytes) -> bytes:
@@ -205,7 +224,7 @@ def _round(each: Round, doors: tuple[Door, ...]) -> None:
     """Some mutants at each door, and a good request after them."""
     for number in range(MUTANTS):
         door = doors[number % len(doors)]
-        mutate = each.draw.choice(_MUTATIONS)
+        mutate = each.draw.choice((*_MUTATIONS, _MORE[door.name]))
         text = mutate(each.draw, each.draw.choice(door.good()))
         answer = _send(each.draw, door, text)
         each.report.count_of(f"{door.name} {(answer[9:12].decode() if answer.startswith(b'HTTP/1.') else 'no answer')}")

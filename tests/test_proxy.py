@@ -63,6 +63,25 @@ def test_a_picture_sent_alone_takes_its_parameters_from_the_query(server, throug
     assert plain.status_code == 200, "without a query all parameters have their defaults"
 
 
+def test_requests_of_one_packet_reach_their_stages_one_by_one(server, through):
+    """TorchServe itself may lose a prediction that lies right behind a ping, and the worker that waits for it."""
+    pids = [server.pids(stage) for stage in Stage]
+    caller = f"Host: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    wrong = '{"prompt": "a", "width": 3}'
+    packet = (
+        f"GET /ping HTTP/1.1\r\n{caller}\r\nPOST {T2I} HTTP/1.1\r\n{caller}Content-Type: application/json\r\n"
+        f"Content-Length: {len(wrong)}\r\n\r\n{wrong}"
+    )
+    said, statuses = b"", []
+    with socket.create_connection(("127.0.0.1", int(through.url.rpartition(":")[2])), timeout=60) as link:
+        link.sendall(packet.encode() * 20)
+        while len(statuses) < 40 and (part := link.recv(65536)):
+            said += part
+            statuses = re.findall(rb"HTTP/1\.1 (\d+) ", said)
+    assert statuses == [b"200", b"422"] * 20
+    assert [server.pids(stage) for stage in Stage] == pids
+
+
 def test_whether_a_stage_is_ready_is_told(through):
     for stage in ("t2i", "i2v"):
         answer = requests.get(f"{through.url}/ready?stage={stage}", headers=BEARER, timeout=30)
