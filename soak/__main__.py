@@ -18,21 +18,40 @@ from pathlib import Path
 from typing import Any
 
 from soak import ROOT, cases, table
-from soak.case import Case, carry_out
+from soak.case import Case
+from soak.report import carry_out
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m soak", description="Load, faults and fuzz against CloudVid.")
-    parser.add_argument("ids", nargs="*", metavar="ID", help=f"default: all of {', '.join(cases.CASES)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m soak",
+        description="Load, faults and fuzz against CloudVid.",
+        epilog="\n".join(f"{case.id}  {case.count:3} {case.unit}: {case.what}" for case in cases.CASES.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("ids", nargs="*", metavar="ID", help="a case; default: all of those below")
     parser.add_argument("--seed", type=int, help="default: a new one, which is printed")
-    parser.add_argument("--round", type=int, help="run this round alone")
-    parser.add_argument("--short", action="store_true", help="as few rounds as `make test` runs")
-    parser.add_argument("--count", type=int, help="so many rounds")
-    parser.add_argument("--output", type=Path, default=table.RESULTS, help="folder of report.json")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--round", type=int, help="run this round of one case alone")
+    which.add_argument("--short", action="store_true", help="as few rounds as `make test` runs")
+    which.add_argument("--count", type=int, help="so many rounds; default: all")
+    parser.add_argument(
+        "--output", type=Path, default=table.RESULTS,
+        help="folder of report.json, which keeps whole runs alone (default: soak/results, for docs/reliability.md)",
+    )  # fmt: skip
     options = parser.parse_args()
-    options.ids = [name.upper() for name in options.ids] or list(cases.CASES)
-    if unknown := sorted(set(options.ids) - set(cases.CASES)):
-        parser.error(f"there is no case {unknown[0]}")
+    named = {name.upper(): name for name in options.ids} or dict.fromkeys(cases.CASES)
+    options.ids = list(named)
+    if unknown := sorted(set(named) - set(cases.CASES)):
+        parser.error(f"there is no case {named[unknown[0]]}: they are {', '.join(cases.CASES)}")
+    if options.count is not None and options.count < 1:
+        parser.error(f"--count: must be at least 1, got {options.count}")
+    if options.round is not None:
+        if len(options.ids) != 1:
+            parser.error("--round: must be of one case, name it")
+        count = cases.CASES[options.ids[0]].count
+        if not 0 <= options.round < count:
+            parser.error(f"--round: must be 0 to {count - 1}, which {options.ids[0]} has, got {options.round}")
     return options
 
 
@@ -57,12 +76,10 @@ def _run(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         print(f"{case.id}  not run: {obstacle}", file=sys.stderr)
         return described | {"not_run": obstacle}
     count = options.count or (case.short if options.short else case.count)
-    if options.round is not None:
-        count = max(count, options.round + 1)
     with tempfile.TemporaryDirectory(prefix=f"soak-{case.id}-") as folder:
-        whole = options.round is None and count == case.count
         report = carry_out(case, options.seed, count, Path(folder), only=options.round, timed=not options.short)
-    return described | report.result() | {"whole": whole, "machine": _machine()}
+    whole = options.round is None and not options.short and count == case.count and not report.interrupted
+    return described | report.result() | {"whole": whole, "interrupted": report.interrupted, "machine": _machine()}
 
 
 def main() -> int:
@@ -71,20 +88,22 @@ def main() -> int:
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(10**9)
     print(f"seed {options.seed}", flush=True)
-    results = []
-    try:
-        for name in options.ids:
-            results.append(_run(cases.CASES[name], options))
-            table.keep([result for result in results[-1:] if result.get("whole")], options.output)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    finally:
-        print(table.plain(results), flush=True)
-    if options.output == table.RESULTS and any(result.get("whole") for result in results):
-        table.write_document()
+    results: list[dict[str, Any]] = []
+    for name in options.ids:
+        results.append(_run(cases.CASES[name], options))
+        table.keep([result for result in results[-1:] if result.get("whole")], options.output)
+        if is_interrupted := results[-1].get("interrupted", False):
+            break
+    print(table.plain(results), flush=True)
+    if any(result.get("whole") for result in results):
+        print(f"on record in {options.output / table.REPORT}")
+        if options.output == table.RESULTS:
+            table.write_document()
+            print(f"and in {table.DOCUMENT}")
     for failure in (failure for result in results for failure in result.get("failures", ())):
         print(json.dumps(failure))
+    if is_interrupted:
+        return 130
     return 1 if any(result.get("failed") for result in results) else 0
 
 

@@ -12,9 +12,10 @@ from cloudvid import Client
 from cloudvid.connection import plain_session
 from cloudvid.manifest import file_digest
 from cloudvid_schema.protocol import Stage
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
 from soak.jobs import LONGEST, Made, make, scene
 from soak.lane import Work
+from soak.report import Report, Round
 from soak.servers import QUEUE, Served, on_servers
 
 _BURST = 12

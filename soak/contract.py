@@ -6,11 +6,9 @@ but large is refused with 422, which the description names.
 
 import copy
 import json
-import multiprocessing
-import os
 import re
 from collections import Counter
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cache
 from typing import Any
 
@@ -20,7 +18,9 @@ from parameter_limits import PICTURE
 
 from cloudvid_schema.protocol import Stage
 from soak import ROOT
-from soak.case import Case, Report, Round, Wrong, check
+from soak.case import Case, Wrong, check
+from soak.lane import processes
+from soak.report import Report, Round
 from soak.servers import served
 
 CASES = 100
@@ -147,17 +147,10 @@ def _said(error: BaseExceptionGroup[Any]) -> str:
     return f"{each}: {str(error)[:3000]}"
 
 
-def _pool(report: Report) -> Executor:
-    """Processes, which the short cut would wait for longer than they save."""
-    if not report.timed:
-        return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"))
-
-
 def _run(report: Report) -> None:
     kinds = [(path, kind) for kind in _KINDS for path in _PATHS]
     cases = CASES if report.timed else _SHORT_CASES
-    with served(report.folder, _LIMITS) as running, _pool(report) as pool:
+    with served(report.folder, _LIMITS) as running, processes(is_short=not report.timed) as pool:
         pids = {stage: running.pids(stage) for stage in Stage}
         server = running.url, json.loads(running.key_file.read_text())["inference"]["key"]
 

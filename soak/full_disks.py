@@ -16,8 +16,9 @@ from fake_torchserve import fake_torchserve
 from folders import contents, no_half_file_has_a_final_name, scenes
 
 from cloudvid.manifest import read_records
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
 from soak.commands import clean_environment, run_command
+from soak.report import Report, Round
 from soak.servers import until
 
 _SCENES = 4

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from soak import ROOT
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
+from soak.report import Report, Round
 
 EXECUTIONS = 100_000
 """Of one round: a process of the fuzzer, with a seed of its own."""
@@ -155,7 +155,7 @@ def _fuzz(each: Round, target: str, corpus: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_file():
             text = base64.b64encode(path.read_bytes()).decode()
-            again = f"echo {text} | base64 -d > input && python -m soak.fuzz {target} input"
+            again = f"echo {text} | base64 -d > input && .venv/bin/python -m soak.fuzz {target} input"
             check(False, f"{target}: {path.name.partition('-')[0]}: {_reason(said)}\n  the input again: {again}")
     figures = dict(re.findall(r"stat::(\w+):\s+(\d+)", said))
     check(done.returncode == 0 and figures, f"{target}: ended with {done.returncode}: {said[-1500:]}")
@@ -173,13 +173,11 @@ def _run(report: Report) -> None:
     for target in TARGETS:
         write_corpus(target, report.folder / f"corpus-{target}")
 
-    def run(each: Round) -> None:
-        with each:
-            target = list(TARGETS)[each.number % len(TARGETS)]
-            _fuzz(each, target, report.folder / f"corpus-{target}")
+    def work(each: Round) -> None:
+        target = list(TARGETS)[each.number % len(TARGETS)]
+        _fuzz(each, target, report.folder / f"corpus-{target}")
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(run, report.rounds()))
+    report.spread(work, threads=len(os.sched_getaffinity(0)))
 
 
 CASE = Case(

@@ -4,19 +4,18 @@ Inputs are made nearly right (soak/inputs.py); what must hold of each is in soak
 the letter.
 """
 
-import multiprocessing
-import os
 import tempfile
 import traceback
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 
-from soak.case import Case, Report, Wrong
+from soak.case import Case, Wrong
+from soak.lane import processes
 from soak.readers import Reader, readers
+from soak.report import Report
 
 ROUND = 500
 """Examples of one seed."""
@@ -57,8 +56,7 @@ def _examined(number: int, seed: int, examples: int) -> tuple[str, Counter[str]]
 
 
 def _run(report: Report) -> None:
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawned) as pool:
+    with processes() as pool:
         examples = ROUND if report.timed else _SHORT_ROUND
         running = [
             (each, pool.submit(_examined, each.number, each.draw.randrange(2**32), examples))

@@ -26,9 +26,10 @@ from cloudvid import Client, InvalidSceneFile, errors, parse_scenes
 from cloudvid_schema.protocol import NDJSON
 from cloudvid_stages.digests import check_list, files_of
 from cloudvid_stages.settings import SettingsError
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
 from soak.commands import clean_environment
 from soak.hostile_ids import hostile_ids
+from soak.report import Report, Round
 
 _IDS = 600
 _TOKEN = "the-callers-own-token"

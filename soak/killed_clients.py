@@ -17,8 +17,9 @@ from folders import contents, no_half_file_has_a_final_name, write_scenes
 
 from cloudvid.manifest import read_records
 from cloudvid_schema.protocol import Stage
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
 from soak.commands import clean_environment, run_command
+from soak.report import Report, Round
 
 _SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGINT,) * 2 + (signal.SIGTERM,)
 """Of one round."""

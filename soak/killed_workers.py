@@ -13,9 +13,10 @@ from cloudvid.events import BatchEvent, StageStarted
 from cloudvid.manifest import Entry
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import Stage
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
 from soak.jobs import Made, make, scene
 from soak.lane import Work
+from soak.report import Report, Round
 from soak.servers import KINDS, Served, on_servers, until
 
 _RECOVERY = 10.0  # seconds

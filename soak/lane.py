@@ -1,12 +1,16 @@
 """Rounds of a case side by side."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from soak.case import Round
+    from soak.report import Round
 
 Work = Callable[["Round"], None]
 """What does a round."""
@@ -28,3 +32,20 @@ class Lane:
 
     begin: Callable[[], AbstractContextManager[Work]]
     takes: Callable[[int], bool] = every
+
+
+@contextmanager
+def processes(is_short: bool = False) -> Iterator[Executor]:
+    """A process for each core, or, where few rounds would wait for it longer than it saves, a thread.
+
+    Ctrl-C is for the suite alone: what has begun is ended, all else is dropped.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    ignored = (signal.SIGINT, signal.SIG_IGN)
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(1) if is_short else ProcessPoolExecutor(cores, spawn, signal.signal, ignored) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -18,9 +18,10 @@ from cloudvid.manifest import Entry, canonical, file_digest, read_records
 from cloudvid.media_files import read_recipe
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import Stage
-from soak.case import Case, Report, Round, Wrong, check
+from soak.case import Case, Wrong, check
 from soak.jobs import LONGEST, scene
 from soak.memory import Memory
+from soak.report import Report, Round
 
 _CLIENTS = 32
 _SCENES = 10

@@ -19,10 +19,11 @@ from namespaces import Namespace
 
 from cloudvid.manifest import read_records
 from cloudvid_schema.protocol import Stage
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
 from soak.commands import clean_environment, run_command
 from soak.lane import Lane, Work
 from soak.link import SERVER, Link, Weather, linked, obstacle
+from soak.report import Report, Round
 
 _SCENES = 6
 _TIMEOUT, _PATIENCE = 4, 4  # seconds that the client waits for a sign of life, and for a server that is away

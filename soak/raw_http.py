@@ -24,7 +24,8 @@ from picture_parts import encoded, noise
 from proxies import NGINX, TOKEN, before, proxy, tokens_file
 
 from cloudvid_schema.protocol import Stage
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
+from soak.report import Report, Round
 from soak.servers import until
 
 MUTANTS = 50

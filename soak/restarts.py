@@ -10,9 +10,10 @@ from torchserve_process import alive_after
 
 from cloudvid import render
 from cloudvid.events import BatchEvent, BatchFinished, StageStarted
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
 from soak.jobs import LONGEST, scene
 from soak.lane import Work
+from soak.report import Report, Round
 from soak.servers import Served, on_servers, processes, start
 
 _SIGNALS = (signal.SIGTERM, signal.SIGKILL)

@@ -20,8 +20,9 @@ from loopback import free_port
 from torchserve_process import Server
 
 from cloudvid_schema.protocol import Stage
-from soak.case import Report, check
+from soak.case import check
 from soak.lane import Lane, Work
+from soak.report import Report
 
 QUEUE = {Stage.T2I: 8, Stage.I2V: 4}
 """Requests that wait, at most."""

@@ -7,8 +7,9 @@ from typing import Any
 from cloudvid import parse_scenes, render
 from cloudvid.events import BatchFinished, SceneDone, SceneFailed, StageStarted
 from cloudvid_schema.protocol import Stage
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
 from soak.jobs import LONGEST
+from soak.report import Report, Round
 from soak.servers import RESPONSE_SECONDS, Served, on_servers
 
 _SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 1}

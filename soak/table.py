@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from soak import ROOT
+from soak.cases import CASES
 
 RESULTS = ROOT / "soak/results"
+REPORT = "report.json"
 DOCUMENT = ROOT / "docs/reliability.md"
 _BEGIN, _END = "<!-- results: written by python -m soak -->", "<!-- end of results -->"
 Result = dict[str, Any]
@@ -19,9 +21,14 @@ def keep(results: Sequence[Result], folder: Path) -> None:
     if not results:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "report.json"
+    path = folder / REPORT
     kept = {result["id"]: result for result in _read(path)} | {result["id"]: result for result in results}
-    path.write_text(json.dumps(list(kept.values()), indent=1) + "\n")
+    path.write_text(json.dumps([kept[name] for name in sorted(kept, key=_place)], indent=1) + "\n")
+
+
+def _place(name: str) -> tuple[int, str]:
+    """A case's place in the table: the order in which they run."""
+    return list(CASES).index(name) if name in CASES else len(CASES), name
 
 
 def _read(path: Path) -> list[Result]:
@@ -30,12 +37,16 @@ def _read(path: Path) -> list[Result]:
 
 def figures(result: Result) -> str:
     """Counts, measurements and notes of a case in one line."""
-    parts = [f"{name} {count:,}" for name, count in result["counts"].items()]
-    for name, figure in result["figures"].items():
-        numbers = ", ".join(f"{key} {figure[key]:.3g}" for key in ("p50", "p95", "max"))
+    parts = [f"{name} {count:,}" for name, count in sorted(result["counts"].items())]
+    for name, figure in sorted(result["figures"].items()):
+        numbers = ", ".join(f"{key} {_number(figure[key])}" for key in ("p50", "p95", "max"))
         parts.append(f"{name} {numbers} {figure['unit']}")
     parts += [f"{name} {text}" for name, text in result["notes"].items()]
     return "; ".join(parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value >= 0.001 else "0"
 
 
 def _cells(result: Result) -> list[str]:
@@ -91,7 +102,7 @@ def document() -> str:
     pattern = re.escape(_BEGIN) + ".*?" + re.escape(_END)
     if not re.search(pattern, text, re.DOTALL):
         raise SystemExit(f"{DOCUMENT.name} has no place for the results")
-    results = _read(RESULTS / "report.json")
+    results = _read(RESULTS / REPORT)
     body = markdown(results) if results else "No whole run is on record yet."
     return re.sub(pattern, lambda _: f"{_BEGIN}\n\n{body}\n\n{_END}", text, flags=re.DOTALL)
 

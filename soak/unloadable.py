@@ -9,9 +9,10 @@ from pathlib import Path
 from folders import write_scenes
 
 from cloudvid_schema.protocol import Stage
-from soak.case import Case, Report, Round, check
+from soak.case import Case, check
 from soak.commands import clean_environment, client_command
 from soak.lane import Work
+from soak.report import Report, Round
 from soak.servers import Served, on_servers, until
 
 _SAYS = 30.0  # seconds after the server gave the model up

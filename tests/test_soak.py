@@ -9,8 +9,9 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 
 from soak import table
-from soak.case import Case, Wrong, carry_out, check
+from soak.case import Case, Wrong, check
 from soak.cases import CASES
+from soak.report import carry_out
 from soak.servers import served
 
 SEED = 20261123
@@ -63,7 +64,7 @@ TOY = Case("T0", "a toy", "never", 10, 5, toy)
 def test_a_failed_round_is_reported_with_the_command_that_runs_it_alone_and_draws_the_same(tmp_path, capsys):
     whole = carry_out(TOY, 7, 10, tmp_path, timed=False)
     assert (whole.run, [failure.round for failure in whole.failures]) == (10, [3])
-    assert "again: python -m soak T0 --seed 7 --round 3" in capsys.readouterr().err
+    assert "again: .venv/bin/python -m soak T0 --seed 7 --round 3" in capsys.readouterr().err
     alone = carry_out(TOY, 7, 10, tmp_path, timed=False, only=3)
     assert alone.failures == whole.failures
     assert alone.run == 1
