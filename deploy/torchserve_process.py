@@ -190,8 +190,7 @@ class Server:
             pid = json.loads(self.pid_file.read_text())["pid"]
         except (OSError, ValueError, KeyError):
             return False
-        group = _group(pid, self.run_dir)
-        alive = group
+        alive = running = group(pid, self.run_dir)
         for sign in (signal.SIGTERM, signal.SIGKILL):
             if alive:
                 with contextlib.suppress(ProcessLookupError):
@@ -204,7 +203,7 @@ class Server:
             shutil.rmtree(tmp.resolve(), ignore_errors=True)
         if tmp.is_symlink():
             tmp.unlink()
-        return bool(group)
+        return bool(running)
 
 
 def alive_after(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
@@ -245,18 +244,18 @@ def _signals_deferred() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _group(pid: int, run_dir: Path) -> list[psutil.Process]:
+def group(pid: int, run_dir: Path) -> list[psutil.Process]:
     """The processes of a server's group, if that group is still the server of this run folder."""
-    group = []
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if os.getpgid(process.pid) == pid and _is_alive(process):
-                group.append(process)
+                found.append(process)
     ours = str(run_dir / "logs")
-    for process in group:
+    for process in found:
         with contextlib.suppress(psutil.Error):
             if process.environ().get("LOG_LOCATION") == ours:
-                return group
+                return found
     return []
 
 
@@ -264,6 +263,6 @@ def running_in(run_dir: Path) -> Server | None:
     """The server that runs in a run folder, if one does."""
     try:
         record = json.loads((run_dir / "server.json").read_text())
-        return Server(run_dir, record["port"]) if _group(record["pid"], run_dir) else None
+        return Server(run_dir, record["port"]) if group(record["pid"], run_dir) else None
     except (OSError, ValueError, KeyError):
         return None

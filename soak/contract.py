@@ -171,7 +171,8 @@ def _run(report: Report) -> None:
 
 CASE = Case(
     "Z3",
-    "schemathesis on docs/openapi.json against the running server: right, small and wrong requests of each endpoint",
+    "schemathesis on docs/openapi.json against the running server: right, small and wrong requests of the stages' "
+    "endpoints, in each form",
     "no 5xx but TorchServe's own for a form that it cannot read; what is wrong is 4xx; "
     "each answer has a status, media type, headers and body that are described",
     count=len(_PATHS) * len(_KINDS) * 7,

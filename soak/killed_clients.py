@@ -5,7 +5,6 @@ the moments are those of the client's own work: sending, receiving, writing, rec
 """
 
 import random
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,10 +14,10 @@ from pathlib import Path
 from fake_torchserve import FakeTorchServe, fake_torchserve
 from folders import contents, no_half_file_has_a_final_name, write_scenes
 
-from cloudvid.manifest import read_records
 from cloudvid_schema.protocol import Stage
 from soak.case import Case, check
 from soak.commands import clean_environment, run_command
+from soak.on_record import recorded, seed_of
 from soak.report import Report, Round
 
 _SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGINT,) * 2 + (signal.SIGTERM,)
@@ -59,7 +58,7 @@ def _batch(
     stopped = 0
     with _recording() as (server, posted):
         while True:
-            on_record, before = _recorded(folder), len(posted)
+            on_record, before = recorded(folder), len(posted)
             sign = signs[-1] if signs else None
             code, was_sent = _start(each.draw, server, scene_file, folder, sign)
             check(not on_record.intersection(posted[before:]), "what is on record was made again")
@@ -80,7 +79,7 @@ def _recording() -> Iterator[tuple[FakeTorchServe, list[tuple[int, Stage]]]]:
     posted: list[tuple[int, Stage]] = []
 
     def note(stage: Stage, body: bytes) -> None:
-        posted.append((int(re.findall(rb'"seed":(\d+)', body)[-1]), stage))
+        posted.append((seed_of(body), stage))
 
     with fake_torchserve(step_seconds=0.03, fault=note) as server:
         yield server, posted
@@ -118,12 +117,6 @@ def _codes(sign: signal.Signals | None, folder: Path, expected: dict[str, bytes]
     if sign is signal.SIGKILL:
         return (-sign,)
     return (130, -sign) if sign and contents(folder) == expected else (130,)
-
-
-def _recorded(folder: Path) -> set[tuple[int, Stage]]:
-    """Seed and stage of each file that the manifest knows."""
-    records, _ = read_records(folder)
-    return {(entry.seed, stage) for record in records.values() for stage in Stage if (entry := record.entry(stage))}
 
 
 CASE = Case(

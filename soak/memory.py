@@ -1,7 +1,9 @@
 """Memory of a server's processes over the requests that it served."""
 
+import contextlib
 import statistics
 import threading
+from dataclasses import dataclass
 
 import psutil
 from conftest import Running
@@ -9,7 +11,16 @@ from conftest import Running
 from soak.servers import processes
 
 _SECONDS = 2.0
-_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class _Sample:
+    served: int
+    """Requests, until then."""
+    server: float
+    """MiB of the JVM."""
+    workers: float
+    """MiB."""
 
 
 class Memory:
@@ -18,8 +29,7 @@ class Memory:
     def __init__(self, running: Running) -> None:
         self._running = running
         self._served = 0
-        self._samples: list[tuple[int, float, float]] = []
-        """Requests served, MiB of the server itself, MiB of its workers."""
+        self._samples: list[_Sample] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
@@ -31,35 +41,35 @@ class Memory:
             self._served += requests
 
     def stop(self) -> None:
-        """Take the last sample."""
+        """Take no more samples."""
         self._stop.set()
         self._thread.join()
 
-    def growth(self) -> tuple[str, float]:
-        """What the memory did once a fifth of the requests was served: in words, and MiB in all."""
-        warm = [sample for sample in self._samples if sample[0] >= self._served / 5]
-        before, after = warm[0], warm[-1]
-        server, workers = after[1] - before[1], after[2] - before[2]
-        counts = [sample[0] / 1000 for sample in warm]
-        slope = 0.0
-        if len(set(counts)) > 1:
-            slope = statistics.linear_regression(counts, [sample[1] + sample[2] for sample in warm]).slope
-        text = (
-            f"{server:+.0f} MiB of the server, {workers:+.0f} MiB of its workers from request {before[0]:,} on "
-            f"({before[1]:.0f} and {before[2]:.0f} MiB then), {slope:+.1f} MiB in 1,000 requests"
-        )
-        return text, server + workers
+    def growth(self) -> tuple[str, dict[str, float]]:
+        """What the memory did under load, once a fifth of the requests was served: in words, and MiB of each part.
+
+        Medians of the first and the last fifth of the samples: each single one has more or less under way.
+        """
+        warm = [sample for sample in self._samples if sample.served >= self._served / 5] or self._samples
+        part = max(1, len(warm) // 5)
+        texts, grown = [], {}
+        for name in ("server", "workers"):
+            sizes = [getattr(sample, name) for sample in warm]
+            before, after = statistics.median(sizes[:part]), statistics.median(sizes[-part:])
+            grown[name] = after - before
+            texts.append(f"{name} {before:,.0f} MiB, later {after:,.0f}")
+        return f"{'; '.join(texts)} (medians of {part} samples from request {warm[0].served:,} on)", grown
 
     def _watch(self) -> None:
-        while True:
-            ends = self._stop.wait(_SECONDS)
-            sizes = {"java": 0.0, "python": 0.0}
-            for process in processes(self._running):
-                try:
-                    sizes["java" if process.name() == "java" else "python"] += process.memory_info().rss / _MIB
-                except psutil.Error:
-                    continue  # it has just ended
+        while not self._stop.wait(_SECONDS if self._samples else 0.0):
+            found = processes(self._running)
             with self._lock:
-                self._samples.append((self._served, sizes["java"], sizes["python"]))
-            if ends:
-                return
+                self._samples.append(_Sample(self._served, _mib(found.java), _mib(found.workers)))
+
+
+def _mib(of: list[psutil.Process]) -> float:
+    size = 0
+    for process in of:
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            size += process.memory_info().rss
+    return size / 2**20

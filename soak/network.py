@@ -5,7 +5,6 @@ server runs the real handler around stages that take no time.
 """
 
 import json
-import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,17 +16,17 @@ from fake_torchserve import fake_torchserve
 from folders import contents, no_half_file_has_a_final_name, write_scenes
 from namespaces import Namespace
 
-from cloudvid.manifest import read_records
 from cloudvid_schema.protocol import Stage
 from soak.case import Case, check
 from soak.commands import clean_environment, run_command
 from soak.lane import Lane, Work
 from soak.link import SERVER, Link, Weather, linked, obstacle
+from soak.on_record import recorded, seed_of
 from soak.report import Report, Round
 
 _SCENES = 6
 _TIMEOUT, _PATIENCE = 4, 4  # seconds that the client waits for a sign of life, and for a server that is away
-_LONG_CUT = 24.0  # seconds: a connection, a request, and the patience
+_FOR_EVER = 120.0  # seconds; a cut ends with the client's process, whose patience is over before
 _STARTS = 8
 _SECONDS = 240
 _LINKS = 3
@@ -51,8 +50,8 @@ def _cuts(each: Round, kind: str) -> list[tuple[float, float]]:
     draw = each.draw
     if kind in ("short cuts", "all"):
         return [(draw.uniform(0.05, 0.6), draw.uniform(0.1, 1.5)) for _ in range(3)]
-    # A long one outlasts the client's patience: it is given up, and started again.
-    return [(draw.uniform(0.0, 0.3), _LONG_CUT)] if kind == "long cut" else []
+    # A long one outlasts the client's patience: it gives up, and is started again.
+    return [(draw.uniform(0.0, 0.3), _FOR_EVER)] if kind == "long cut" else []
 
 
 class _Batch:
@@ -61,12 +60,12 @@ class _Batch:
     def __init__(self, each: Round, link: Link, near: Namespace, far: Namespace) -> None:
         self._each, self._link, self._near, self._far = each, link, near, far
         self._posted: list[tuple[int, Stage]] = []
-        self._began, self._done = threading.Event(), threading.Event()
+        self._began, self._ended = threading.Event(), threading.Event()
         self._folder = each.folder / "out"
         self.starts = self.sent = self.retried = 0
 
     def _note(self, stage: Stage, body: bytes) -> None:
-        self._posted.append((int(re.findall(rb'"seed":(\d+)', body)[-1]), stage))
+        self._posted.append((seed_of(body), stage))
         self._began.set()
 
     def carry_out(self, scene_file: Path, kind: str) -> dict[str, bytes]:
@@ -80,7 +79,7 @@ class _Batch:
                 while self._start(server.url, scene_file) != 0:
                     check(self.starts < _STARTS, f"not done after {self.starts} starts")
             finally:
-                self._done.set()
+                self._ended.set()
                 self._began.set()
                 cutting.join()
         check(len(self._posted) <= self.sent, f"{self.sent} requests were sent, {len(self._posted)} arrived")
@@ -89,17 +88,17 @@ class _Batch:
     def _cut(self, cuts: list[tuple[float, float]]) -> None:
         self._began.wait()
         for after, lasts in cuts:
-            if self._done.wait(after):
+            if self._ended.wait(after):
                 return
             self._link.is_cut = True
-            self._done.wait(lasts)
+            self._ended.wait(lasts)
             self._link.is_cut = False
             self._each.report.count_of("cuts")
 
     def _start(self, url: str, scene_file: Path) -> int:
         """The client's exit code."""
         self.starts += 1
-        on_record, before = _recorded(self._folder), len(self._posted)
+        on_record, before = recorded(self._folder), len(self._posted)
         options = ("--json", "--timeout", str(_TIMEOUT), "--patience", str(_PATIENCE))
         command = [part for part in run_command(url, scene_file, self._folder, *options) if part != "--quiet"]
         # fmt: off
@@ -108,6 +107,7 @@ class _Batch:
             timeout=_SECONDS, check=False,
         )
         # fmt: on
+        self._ended.set()
         said = done.stderr[-1500:]
         check("Traceback" not in done.stderr, said)
         check(done.returncode in (0, 1, 3), f"exit code {done.returncode}: {said}")
@@ -119,12 +119,6 @@ class _Batch:
         check(len(made) == len(set(made)), f"made twice: {made}")
         self.sent += sum(event.get("requests", 0) for event in events if event["event"] == "batch_finished")
         return done.returncode
-
-
-def _recorded(folder: Path) -> set[tuple[int, Stage]]:
-    """Seed and stage of each file that the manifest knows."""
-    records, _ = read_records(folder)
-    return {(entry.seed, stage) for record in records.values() for stage in Stage if (entry := record.entry(stage))}
 
 
 def _run(report: Report) -> None:
@@ -143,6 +137,7 @@ def _run(report: Report) -> None:
                 kind = _KINDS[each.number % len(_KINDS)]
                 batch = _Batch(each, link, near, far)
                 check(batch.carry_out(scene_file, kind) == expected, f"{kind}: not the files of an undisturbed batch")
+                check(kind != "long cut" or batch.starts > 1, "the client never gave up")
                 report.count_of("started again", batch.starts - 1)
                 report.count_of("requests sent again", batch.retried)
 

@@ -208,9 +208,14 @@ class Report:
             self.notes[name] = text
 
     def limit(self, name: str, percentile: int, below: float) -> None:
-        """The case fails where so many percent of a figure's samples do not lie below a bound."""
+        """The case fails where so many percent of a figure's samples do not lie below a bound; run whole, also where
+        there are none.
+        """
         found = self.percentile(name, percentile)
-        if self.timed and found is not None and not found < below:
+        if found is None:
+            if self.timed and self.run >= self.case.count:
+                self.fail(f"{name}: nothing was measured")
+        elif self.timed and not found < below:
             self.fail(f"{name}: p{percentile} is {found:.3g}, not below {below:g} {self._samples[name][0]}")
 
     def percentile(self, name: str, percentile: int) -> float | None:

@@ -10,7 +10,7 @@ from torchserve_process import alive_after
 
 from cloudvid import render
 from cloudvid.events import BatchEvent, BatchFinished, StageStarted
-from soak.case import Case, check
+from soak.case import Case, Wrong, check
 from soak.jobs import LONGEST, scene
 from soak.lane import Work
 from soak.report import Report, Round
@@ -38,8 +38,7 @@ def _restarts(running: Served) -> Work:
         try:
             _restart(each, running, expected)
         finally:
-            runs = running.process.pid_file.is_file() and processes(running)
-            if not any(process.name() == "java" for process in runs or ()):
+            if not (running.process.pid_file.is_file() and processes(running).java):
                 running.process.stop()
                 start(running)
 
@@ -49,7 +48,7 @@ def _restarts(running: Served) -> Work:
 def _restart(each: Round, running: Served, expected: dict[str, bytes]) -> None:
     sign = _SIGNALS[each.number % 2]
     keys = running.key_file.read_text()
-    victim, delay = each.draw.randrange(2 * len(_SCENES)), each.draw.uniform(0.0, _LONGEST)
+    victim, delay = each.draw.randrange(2 * len(_SCENES) - 1), each.draw.uniform(0.0, _LONGEST)
     begun = threading.Event()
 
     def batch() -> BatchEvent | None:
@@ -70,16 +69,17 @@ def _restart(each: Round, running: Served, expected: dict[str, bytes]) -> None:
         time.sleep(delay)  # the moment is random
         _end_and_start(each, running, sign)
         last = ending.result()
-    check(isinstance(last, BatchFinished) and (last.done, last.failed) == (len(_SCENES), 0), f"not all is done: {last}")
+    if not isinstance(last, BatchFinished) or (last.done, last.failed) != (len(_SCENES), 0):
+        raise Wrong(f"not all is done: {last}")
     check(pictures_and_clips(each.folder) == expected, "not the files of an undisturbed batch")
     check(running.key_file.read_text() != keys, "the keys are the old ones")
     each.report.count_of(f"{sign.name}, {running.kind}")
+    each.report.count_of("in mid-batch, requests sent again", last.requests > 2 * len(_SCENES))
 
 
 def _end_and_start(each: Round, running: Served, sign: signal.Signals) -> None:
-    group = processes(running)
-    workers = [process for process in group if any("model_service_worker" in word for word in process.cmdline())]
-    (java,) = (process for process in group if process.name() == "java")
+    before = processes(running)
+    (java,), workers = before.java, before.workers
     began = time.monotonic()
     java.send_signal(sign)
     lasting = alive_after([java], seconds=60)

@@ -1,8 +1,8 @@
 """Real servers for the cases: TorchServe, and archives with the tiny models, or with stages that make noise at once."""
 
+import contextlib
 import itertools
 import json
-import os
 import re
 import shutil
 import time
@@ -17,7 +17,7 @@ import psutil
 from changed_archives import build, with_noise
 from conftest import Running, end, naming
 from loopback import free_port
-from torchserve_process import Server
+from torchserve_process import Server, group
 
 from cloudvid_schema.protocol import Stage
 from soak.case import check
@@ -98,17 +98,25 @@ def _copy_models(folder: Path) -> dict[str, Path]:
     }
 
 
-def processes(running: Running) -> list[psutil.Process]:
-    """Every process of a server's group, workers included."""
+@dataclass(frozen=True)
+class Processes:
+    """Those of a server that stay; a worker's ffmpeg comes and goes."""
+
+    java: list[psutil.Process]
+    workers: list[psutil.Process]
+
+
+def processes(running: Running) -> Processes:
+    """What runs of a server now."""
+    found = Processes([], [])
     pid = json.loads(running.process.pid_file.read_text())["pid"]
-    return [process for process in psutil.process_iter() if _group(process) == pid]
-
-
-def _group(process: psutil.Process) -> int | None:
-    try:
-        return os.getpgid(process.pid) if process.status() != psutil.STATUS_ZOMBIE else None
-    except (psutil.Error, OSError):
-        return None
+    for process in group(pid, running.process.run_dir):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if process.name() == "java":
+                found.java.append(process)
+            elif any("model_service_worker" in word for word in process.cmdline()):
+                found.workers.append(process)
+    return found
 
 
 def start(running: Served) -> None:

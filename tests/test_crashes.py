@@ -6,6 +6,7 @@ The client that is killed at random moments is case F5 of the soak, a short cut 
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -177,6 +178,26 @@ def test_hang_up_is_ignored_under_nohup(tmp_path):
         assert process.wait(timeout=60) == 0
 
 
+def test_a_run_says_that_it_waits_for_busy_workers_and_counts_the_time(tmp_path):
+    """They are asked for their models first, and answer when they are through with requests of before."""
+    free = threading.Event()
+    scene_file = write_scenes(tmp_path / "scenes.json", 1)
+    with fake_torchserve() as server:
+        for stage in Stage:
+            (worker,) = server.pool[stage]
+            answer = worker.answer
+            worker.answer = lambda *arguments, answer=answer: free.wait(timeout=60) and answer(*arguments)
+        loud = command(server, scene_file, tmp_path / "out")[:-1]
+        process = subprocess.Popen(
+            loud, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert "workers are busy" in process.stderr.readline()
+        free.set()
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert int(re.search(r"1 of 1 scenes done \((\d+) s\)", said)[1]) > 0, "it said so after three seconds"
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_run_at_once_with_130_and_a_command_that_resumes(sign, undisturbed, tmp_path):
     """A step takes ten minutes here: a client that waited for it would be killed by the time-out."""
@@ -213,6 +234,20 @@ def test_an_interrupt_that_comes_in_a_destructor_is_not_lost():
         last = Last()
         del last
         threading.Event().wait()
+
+
+def test_a_signal_that_comes_as_the_batch_is_over_neither_ends_the_process_nor_comes_again():
+    """The handlers are put back one by one; meanwhile the timer that raises a lost interrupt again must stay off."""
+    put_back, before = signal.signal, signal.getsignal(signal.SIGALRM)
+
+    def with_a_signal_before(sign, handler):
+        signal.raise_signal(sign)
+        return put_back(sign, handler)
+
+    with pytest.MonkeyPatch.context() as patched, _signals_as_interrupt():
+        patched.setattr(signal, "signal", with_a_signal_before)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_fail_fast_stops_at_the_first_failure(tmp_path):

@@ -1,5 +1,7 @@
 """The failure table: which class each answer gets, and how many POSTs a scene then costs."""
 
+import threading
+
 import pytest
 from fake_server import Answer, error
 from fake_torchserve import fake_torchserve
@@ -137,9 +139,9 @@ def test_a_stage_is_given_up_once_the_server_says_several_times_that_its_workers
         client = client_of(server)
         slots = Slots(client, {}, seconds=0.01)
         try:
-            server.health = 500  # another stage's workers are meant as long as this one has one that is ready
-            assert slots.given_up(Stage.T2I) is None
             server.states[Stage.T2I] = "UNLOADING"
+            assert slots.given_up(Stage.T2I) is None
+            server.health = 500
             while (error := slots.given_up(Stage.T2I)) is None:
                 pass
             assert "workers do not come up" in str(error)
@@ -147,6 +149,42 @@ def test_a_stage_is_given_up_once_the_server_says_several_times_that_its_workers
             server.states[Stage.T2I] = "READY"
             while slots.given_up(Stage.T2I):
                 pass
+        finally:
+            slots.stop()
+
+
+def test_a_stage_that_starts_again_is_not_given_up_for_what_the_server_says_of_another_worker():
+    """/ping is 500 for good once any worker was given up; this stage's are asked after often enough to be through."""
+    looks = []
+    again = threading.Condition()
+
+    class Counted(dict):
+        def __getitem__(self, stage):
+            with again:
+                looks.append(stage)
+                again.notify_all()
+            return super().__getitem__(stage)
+
+    def await_looks(count):
+        with again:
+            wanted = len(looks) + count
+            assert again.wait_for(lambda: len(looks) >= wanted, timeout=60)
+
+    with fake_torchserve() as server:
+        server.health = 500
+        server.states = Counted(server.states)
+        slots = Slots(client_of(server), {}, seconds=0.01)
+        try:
+            server.states[Stage.T2I] = "UNLOADING"
+            await_looks(40)
+            assert slots.given_up(Stage.T2I) is None
+            server.states[Stage.T2I] = "READY"
+            server.health = 200
+            await_looks(8)
+            server.states[Stage.T2I] = "UNLOADING"
+            server.health = 500
+            await_looks(40)
+            assert slots.given_up(Stage.T2I)
         finally:
             slots.stop()
 

@@ -2,6 +2,7 @@
 
 import datetime
 import signal
+import socketserver
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import requests
 from conftest import ROOT
 from key_file import Renewal, call, read_keys
-from loopback import free_port
+from loopback import free_port, serving
 from proxies import (
     BEARER,
     TOKEN,
@@ -159,6 +160,18 @@ def test_the_client_comes_through_tls_with_a_certificate_of_ones_own_and_not_wit
         with pytest.raises(Untrusted):
             Client(running.url, token=TOKEN, sleep=waits.append).wait_until_ready(Stage.T2I, timeout=60)
         assert not waits, "no patience makes a certificate trusted"
+
+
+def test_a_port_that_closes_may_be_a_balancers_whose_server_is_still_to_come():
+    class Closing(socketserver.TCPServer):
+        def process_request(self, request, client_address):
+            request.close()
+
+    with serving(Closing(("127.0.0.1", 0), None)) as server:
+        client = Client(f"https://127.0.0.1:{server.server_address[1]}", token=TOKEN)
+        with pytest.raises(Unreachable, match="TLS") as caught:
+            client.check_ready(Stage.T2I)
+    assert type(caught.value) is Unreachable
 
 
 def test_nginx_ends_with_a_proxy_that_is_killed(tmp_path):

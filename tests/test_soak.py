@@ -1,7 +1,9 @@
 """A short cut of each case of the long suite, `python -m soak`; and the suite itself."""
 
 import json
+import signal
 import sys
+import threading
 
 import pytest
 from conftest import ROOT
@@ -9,6 +11,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 
 from soak import table
+from soak.__main__ import main
 from soak.case import Case, Wrong, check
 from soak.cases import CASES
 from soak.report import carry_out
@@ -76,6 +79,57 @@ def test_what_is_timed_is_judged_in_the_soak_alone(tmp_path):
         f"drawn: p50 is {judged.percentile('drawn', 50):.3g}"
     ]
     assert not carry_out(TOY, 7, 3, tmp_path, timed=False).failures
+
+
+def test_a_whole_case_whose_limit_has_nothing_to_judge_has_failed(tmp_path):
+    def unmeasured(report):
+        for each in report.rounds():
+            with each:
+                pass
+        report.limit("refused after", 95, 0.1)
+
+    case = Case("T3", "", "", 2, 1, unmeasured)
+    assert [failure.what for failure in carry_out(case, 7, 2, tmp_path).failures] == [
+        "refused after: nothing was measured"
+    ]
+    assert not carry_out(case, 7, 1, tmp_path).failures
+
+
+def test_an_interrupted_case_begins_no_more_rounds_and_has_not_failed(tmp_path):
+    """Its processes get the signal too, and end otherwise than they should."""
+    begun = threading.Barrier(2)
+
+    def interrupted(report):
+        def work(each):
+            begun.wait()
+            if each.number == 0:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            raise Wrong("exit code -2")
+
+        report.spread(work, threads=2)
+
+    report = carry_out(Case("T4", "", "", 9, 1, interrupted), 7, 9, tmp_path)
+    assert report.interrupted
+    assert not report.failures
+    assert report.run == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonsense"], "there is no case nonsense"),
+        (["F6", "--count", "0"], "must be at least 1, got 0"),
+        (["F6", "--round", "50"], "must be 0 to 49"),
+        (["--round", "1"], "must be of one case"),
+        (["F6", "--round", "1", "--count", "2"], "not allowed with"),
+    ],
+)
+def test_rounds_that_a_case_has_not_are_refused(arguments, said, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["soak", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_case_that_raises_or_leaves_rounds_out_has_failed(tmp_path):

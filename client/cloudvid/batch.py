@@ -95,6 +95,7 @@ class _Batch:
         self, scenes: Sequence[Scene], client: Client, manifest: Manifest, *, folder: Path, options: RenderOptions,
         disk: Disk, clock: Callable[[], float], wait: Callable[[int], float],
     ) -> None:  # fmt: skip
+        self._began = self._drawn_at = clock()
         self._all, self._folder, self._options, self._disk, self._clock = scenes, folder, options, disk, clock
         self._scenes = [scene for scene in scenes if not options.only or scene.id in options.only]
         self._manifest, self._records = manifest, manifest.records
@@ -114,7 +115,6 @@ class _Batch:
         self._fatal: CloudVidError | None = None
         self._redrawn: set[str] = set()
         self._done = 0
-        self._began = self._drawn_at = clock()
 
     def events(self) -> Iterator[BatchEvent]:
         """Carry the batch out."""

@@ -38,7 +38,8 @@ class Connection:
             except requests.ReadTimeout:
                 raise errors.Stalled(f"{url}: no sign of life within the time-out") from None
             except requests.exceptions.SSLError as error:
-                raise errors.Untrusted(f"{url}: {_tls_reason(error)}") from None
+                kind = errors.Untrusted if _is_final(error) else errors.Unreachable
+                raise kind(f"{url}: {_tls_reason(error)}") from None
             except requests.RequestException as error:
                 raise errors.Unreachable(f"nothing answers at {url}: {reason(error)}") from None
             if not refused:
@@ -118,12 +119,21 @@ def reason(error: requests.RequestException) -> str:
     return found[1].strip() if found else type(error).__name__
 
 
+def _is_final(error: requests.exceptions.SSLError) -> bool:
+    """Whether it will not be otherwise later; a port that closes may be a balancer's, whose server is down."""
+    return "certificate verify failed" in str(error) or _speaks_no_tls(str(error))
+
+
+def _speaks_no_tls(text: str) -> bool:
+    return "wrong version number" in text or "record layer failure" in text
+
+
 def _tls_reason(error: requests.exceptions.SSLError) -> str:
     """Why no encrypted connection came about, and what to do."""
     text = str(error)
     if found := re.search(r"certificate verify failed: ([^(]+?) \(_ssl", text):
         return f"its certificate is not trusted ({found[1]}); --ca names the file of those that vouch for it"
-    if "wrong version number" in text or "record layer failure" in text:
+    if _speaks_no_tls(text):
         return "it does not speak TLS; with http:// it may answer"
     found = re.search(r"\[SSL[^\]]*\] ([^(]+?) \(_ssl", text)
     return f"no TLS with it: {found[1] if found else type(error).__name__}"

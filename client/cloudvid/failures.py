@@ -61,6 +61,7 @@ ANSWERS = (
 """First match wins."""
 
 WITHOUT_ANSWER = (
+    Row(None, None, None, errors.Untrusted, 0),
     Row(None, None, None, errors.Unreachable, None),
     Row(None, None, None, errors.Stalled, 1),
     Row(None, None, None, errors.BrokenAnswer, 2),
@@ -80,6 +81,11 @@ def tries_of(error: errors.CloudVidError | None) -> int | None:
     if body is not None:
         return row_of(body).tries
     return next((row.tries for row in WITHOUT_ANSWER if isinstance(error, row.error)), 0)
+
+
+DOWN_SECONDS = 60.0
+"""How long a stage may be without a worker while its server complains, before it counts as given up: TorchServe loads a
+large model in less, and gives a worker up after 300."""
 
 
 class Tries:

@@ -108,7 +108,7 @@ class Operations:
             ServerUnavailable: the management API cannot be asked.
         """
         seen = self._management.status(stage, patience)
-        return seen.model_copy(update={"unhealthy": self._says_unhealthy(stage)})
+        return seen.model_copy(update={"unhealthy": self.says_unhealthy(stage)})
 
     def scale(
         self,
@@ -135,7 +135,7 @@ class Operations:
         """
         scaling = Scaling(
             self._management,
-            lambda: self._says_unhealthy(stage),
+            lambda: self.says_unhealthy(stage),
             key_file=self.key_file,
             timeout=timeout,
             on_status=on_status,
@@ -176,7 +176,7 @@ class Operations:
         """Whether the stage has a worker that is ready, or its server does not say that its workers stay down; True
         where neither can be asked.
         """
-        if not self._says_unhealthy(stage):
+        if not self.says_unhealthy(stage):
             return True
         try:
             readiness = self.workers_seen(stage)
@@ -184,7 +184,7 @@ class Operations:
             return False
         return readiness is not None and readiness.ready > 0
 
-    def _says_unhealthy(self, stage: Stage) -> bool:
+    def says_unhealthy(self, stage: Stage) -> bool:
         """Whether the stage's server says that a worker, of whichever stage, has been given up for good."""
         try:
             return self.ping(stage) == 500

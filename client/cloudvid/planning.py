@@ -12,9 +12,7 @@ from cloudvid.outputs import DISK, Disk
 from cloudvid.room import MARGIN, most_bytes
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import Description, ImageToVideoRequest, Request, Stage
-from cloudvid_schema.sizes import clip_size
-
-_DEFAULT_FRAMES = 25  # SVD-XT's, where the server cannot be asked
+from cloudvid_schema.sizes import DEFAULT_FRAMES, clip_size
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def _seconds(scene: Scene, request: Request, description: Description | None) ->
     frames = 1
     if isinstance(request, ImageToVideoRequest):
         (width, height), _ = clip_size((width, height), request.width, request.height)
-        frames = request.num_frames or description.num_frames or _DEFAULT_FRAMES
+        frames = request.num_frames or description.num_frames or DEFAULT_FRAMES
     megapixels = width * height * frames / 1e6
     measured = description.seconds
     return megapixels * (measured["denoise"] * request.num_inference_steps + measured["decode"])

@@ -9,11 +9,11 @@ from pathlib import Path
 from cloudvid.errors import NoRoom
 from cloudvid.outputs import Disk
 from cloudvid_schema.protocol import ImageToVideoRequest, TextToImageRequest
+from cloudvid_schema.sizes import DEFAULT_FRAMES, clip_size
 
 _BESIDES = 2**16  # bytes: a file's recipe and its container; a line of the manifest
 MARGIN = 2**20
 """Bytes, for the manifest and the gallery."""
-_FRAMES = 25  # of a clip for which none are asked: the most that a model makes by itself
 
 
 def most_bytes(request: TextToImageRequest | ImageToVideoRequest, picture: TextToImageRequest | None = None) -> int:
@@ -26,9 +26,8 @@ def most_bytes(request: TextToImageRequest | ImageToVideoRequest, picture: TextT
     if isinstance(request, TextToImageRequest):
         return round(request.width * request.height * 3 * 1.01) + _BESIDES
     of = picture or TextToImageRequest(prompt="-")
-    height = request.height or (request.width * of.height // of.width if request.width else of.height)
-    width = request.width or height * of.width // of.height
-    frames = request.num_frames or _FRAMES
+    (width, height), _ = clip_size((of.width, of.height), request.width, request.height)
+    frames = request.num_frames or DEFAULT_FRAMES
     return frames * width * height * 3 // 2 + _BESIDES  # yuv420p
 
 

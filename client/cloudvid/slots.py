@@ -2,11 +2,13 @@
 one that waits; none, once it is given up), and which model it has.
 """
 
+import math
 import threading
 from collections.abc import Mapping
 
 from cloudvid.client import Client
 from cloudvid.errors import CloudVidError, Unhealthy
+from cloudvid.failures import DOWN_SECONDS
 from cloudvid.management import Readiness
 from cloudvid_schema.protocol import Stage
 
@@ -27,7 +29,9 @@ class Slots:
 
     def __init__(self, client: Client, fallback: Mapping[Stage, int], seconds: float = _SECONDS) -> None:
         self._client, self._seconds = client, seconds
-        self._unhealthy: dict[Stage, list[Unhealthy]] = {stage: [] for stage in Stage}
+        self._complaints: dict[Stage, list[Unhealthy]] = {stage: [] for stage in Stage}
+        self._was_unhealthy = dict.fromkeys(Stage, False)
+        """Whether the server complained already while the stage had a worker: then it meant another one."""
         self._stop = threading.Event()
         self._fallback = fallback
         self._counts = {stage: fallback.get(stage, 1) for stage in Stage}
@@ -55,10 +59,12 @@ class Slots:
     def given_up(self, stage: Stage) -> Unhealthy | None:
         """Why no worker of a stage comes up any more, once the server has said so for some looks in a row.
 
-        TorchServe leaves the requests of such a stage in its queue: whoever waits for an answer waits for ever.
+        TorchServe leaves the requests of such a stage in its queue: whoever waits for an answer waits for ever. Where
+        it complained before, about another worker, this stage's have the time that they take to come back.
         """
-        said = self._unhealthy[stage]
-        return said[-1] if len(said) >= _LOOKS else None
+        said = self._complaints[stage]
+        looks = math.ceil(DOWN_SECONDS / self._seconds) if self._was_unhealthy[stage] else _LOOKS
+        return said[-1] if len(said) >= looks else None
 
     def stop(self) -> None:
         """Ask no more."""
@@ -86,8 +92,10 @@ class Slots:
             readiness = self._client.proxy_readiness(stage)
         if readiness is not None:  # else the last count stands
             self._counts[stage] = max(1, readiness.ready) + 1
+            if readiness.ready:
+                self._was_unhealthy[stage] = self._client.says_unhealthy(stage)
             said = None if readiness.ready else self._complaint(stage)
-            self._unhealthy[stage] = [*self._unhealthy[stage], said][-_LOOKS:] if said else []
+            self._complaints[stage] = [*self._complaints[stage], said] if said else []
         return seen
 
     def _complaint(self, stage: Stage) -> Unhealthy | None:

@@ -11,7 +11,7 @@ from cloudvid.client import Client
 from cloudvid.decisions import file_name
 from cloudvid.errors import BrokenAnswer, CloudVidError, ServerUnavailable, StageError, Unhealthy, WorkerDied
 from cloudvid.events import BatchEvent, StageProgress, StageRetried, StageStarted
-from cloudvid.failures import Tries
+from cloudvid.failures import DOWN_SECONDS, Tries
 from cloudvid.manifest import NAME, Entry, Manifest, Record, canonical, request_digest
 from cloudvid.media_files import check_whole
 from cloudvid.outputs import Disk, write_file
@@ -20,7 +20,6 @@ from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import MEDIA_TYPE, ImageToVideoRequest, Progress, Stage, Started, TextToImageRequest
 
 _LOOKS, _LOOK_SECONDS = 5, 0.1  # TorchServe ends a dead worker's answers a moment before it counts the worker as down
-_DOWN_SECONDS = 60.0  # TorchServe loads a large model in less, and gives a worker up after 300
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class StageRunner:
             return None
         now = self._clock()
         since = now if since is None else since
-        if now - since >= _DOWN_SECONDS:
+        if now - since >= DOWN_SECONDS:
             raise Unhealthy(f"{stage}: workers do not come up; the server's log says why")
         return since
 

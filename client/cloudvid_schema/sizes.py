@@ -3,6 +3,9 @@
 from cloudvid_schema.faults import Fault
 from cloudvid_schema.parameters import I2V_MULTIPLE, MAX_SIDE
 
+DEFAULT_FRAMES = 25
+"""Of a clip for which none are asked, where the model is not known: SVD-XT's, which makes the most."""
+
 
 def clip_size(picture: tuple[int, int], width: int | None, height: int | None) -> tuple[tuple[int, int], list[Fault]]:
     """Width and height of the clip in pixels: as asked, else the picture's own, rounded down to what SVD can make.

@@ -4,7 +4,8 @@ import contextlib
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -26,6 +27,8 @@ from cloudvid_schema.protocol import Stage
 
 _MANY = 64
 _AGAIN_SECONDS = 0.5
+_BUSY_SECONDS = 3.0
+_BUSY = "waiting: the server's workers are busy, perhaps with requests of before; which models they have, they say then"
 _SILENT_SECONDS = 10.0  # in which a server that was started with the run, as `make run` does, is mostly ready
 
 
@@ -86,7 +89,10 @@ def run(
     )
     client.timeout = timeout
     client.wait_until_ready(timeout=wait, on_wait=(lambda error: None) if quiet else said_once(_SILENT_SECONDS))
-    code = _render(batch, client, output_dir, options, _view(quiet, json))
+    late = threading.Timer(_BUSY_SECONDS, print, (_BUSY,), {"file": sys.stderr, "flush": True})
+    if not quiet:
+        late.start()
+    code = _render(batch, client, output_dir, options, _view(quiet, json), on_begin=late.cancel)
     if code:
         raise typer.Exit(code)
 
@@ -100,13 +106,22 @@ def _view(quiet: bool, json: bool) -> View:
     return LiveView(console) if console.is_terminal else PlainView(sys.stdout)
 
 
-def _render(scenes: list[Scene], client: Client, output_dir: Path, options: RenderOptions, view: View) -> int:
+def _render(
+    scenes: list[Scene],
+    client: Client,
+    output_dir: Path,
+    options: RenderOptions,
+    view: View,
+    *,
+    on_begin: Callable[[], None],
+) -> int:
     finished: BatchFinished | None = None
     tally = Tally()
     events = render(scenes, client, output_dir, options)
     try:
         with _signals_as_interrupt():
             for event in events:
+                on_begin()
                 tally.take(event)
                 view.show(event)
                 if isinstance(event, BatchFinished):
@@ -124,6 +139,7 @@ def _render(scenes: list[Scene], client: Client, output_dir: Path, options: Rend
         print(f"to go on:\n  {resume_command(sys.argv)}", file=sys.stderr)
         raise
     finally:
+        on_begin()
         view.close()
     if finished is None or finished.failed:
         view.close()
@@ -154,8 +170,11 @@ def _signals_as_interrupt() -> Iterator[None]:
     An exception that a signal raises inside a callback of the interpreter's own (of a weak reference, of an object's
     end) is lost. So it is raised again until somebody has caught it.
     """
+    is_over = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if is_over:
+            return
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
         if sys.exc_info()[0] is None:  # else the batch is being left
             raise KeyboardInterrupt
@@ -172,6 +191,7 @@ def _signals_as_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
+        is_over = True  # a signal from here on would set the timer again, whose own is the end of a process
         signal.setitimer(signal.ITIMER_REAL, 0)
         for sign, handler in before.items():
             signal.signal(sign, handler)
