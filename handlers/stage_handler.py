@@ -5,14 +5,17 @@ back. Errors are answered per request: TorchServe turns a raised exception into 
 batch. Nothing of a request is printed: TorchServe obeys worker output that looks like `[PID]` or `[METRICS]`.
 """
 
+import atexit
 import base64
 import hashlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from ts.context import Context
@@ -40,6 +43,8 @@ from cloudvid_schema.protocol import (
 )
 
 _WATCH_SECONDS = 0.5
+_WORKER = "model_service_worker.py"
+"""TorchServe's program, as whose process a worker runs."""
 logger = logging.getLogger(__name__)
 Row = Mapping[str, bytes | bytearray]
 
@@ -64,6 +69,8 @@ class StageHandler:
         section = (context.model_yaml_config or {}).get("handler", {})
         self._loaded = self.stage_class.load(section, context.system_properties.get("gpu_id"))
         self._metrics = _Metrics(context.metrics, self._loaded)
+        if Path(sys.argv[0]).name == _WORKER:  # and no test's process, which has more to do than this
+            atexit.register(_end_at_once)
         logger.info("%s is loaded: %s", stage, self._loaded.identity)
 
     def handle(self, rows: list[Row], context: Context) -> list[bytes]:
@@ -86,8 +93,7 @@ class StageHandler:
             outcomes = self._loaded.run(list(jobs.values()))
         except WorkerUnfit:
             logger.critical("this worker cannot go on and ends, to be replaced", exc_info=True)
-            logging.shutdown()
-            os._exit(1)  # nothing that runs at an orderly exit may touch the device
+            _end_at_once()  # nothing that runs at an orderly exit may touch the device
         for index, outcome in zip(jobs, outcomes, strict=True):
             stream = streams.get(index)
             try:
@@ -234,6 +240,13 @@ def _end_with_the_server(server: int) -> None:
     while os.getppid() == server:
         time.sleep(_WATCH_SECONDS)
     os._exit(1)
+
+
+def _end_at_once() -> None:
+    """Leave the memory to the kernel: Python's own way takes seconds with torch, in which a GPU's stays taken."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(1)  # as TorchServe's worker ends, once its server has closed the connection
 
 
 def _headers(context: Context, index: int) -> dict[str, str]:

@@ -26,7 +26,8 @@ def build(folder: Path, change: Callable[[Path], None]) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "client").symlink_to(ROOT / "client")
     change(folder / "handlers")
-    subprocess.run([sys.executable, folder / "deploy/archives.py", folder / "store"], check=True, timeout=120)
+    command = [sys.executable, folder / "deploy/archives.py", folder / "store"]
+    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
     return folder / "store"
 
 

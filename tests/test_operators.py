@@ -130,7 +130,7 @@ def test_no_estimate_comes_with_the_reason(tmp_path):
         fake.pending["i2v"] = 1
         busy = cloudvid("plan", path, cwd=tmp_path, environment=at(server))
     away = cloudvid("plan", path, "--server", f"http://127.0.0.1:{closed_port()}", cwd=tmp_path)
-    assert "no estimate: t2i has no worker that is ready, of 0; i2v has measured nothing yet" in done.stdout
+    assert "no estimate: t2i has no worker that is ready, of 0; nothing has been measured yet for i2v" in done.stdout
     assert "the workers of i2v are all busy" in busy.stdout
     assert away.stdout.count("nothing answers") == 1
 

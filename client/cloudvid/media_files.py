@@ -65,7 +65,7 @@ def _boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tupl
             (size,) = struct.unpack_from(">Q", data, start + 8)
             head = 16
         if size < head or start + size > end:
-            raise _Broken(f"box {name!a} at byte {start} does not fit")
+            raise _Broken(f"box {name.decode('latin-1')!a} at byte {start} does not fit")
         yield name, start + head, start + size
         start += size
 

@@ -73,6 +73,7 @@ def _why_no_estimate(found: dict[Stage, StageStatus | CloudVidError]) -> str:
     """What keeps each stage from saying how fast it is."""
     errors = [str(seen) for seen in found.values() if isinstance(seen, CloudVidError)]
     reasons = errors[:1]  # of two stages of one server they are alike
+    unmeasured: list[str] = []
     for stage, seen in found.items():
         if isinstance(seen, CloudVidError):
             continue
@@ -81,7 +82,9 @@ def _why_no_estimate(found: dict[Stage, StageStatus | CloudVidError]) -> str:
         elif seen.description is None:
             reasons.append(f"the workers of {stage} are all busy")
         elif not seen.description.seconds:
-            reasons.append(f"{stage} has measured nothing yet; its first request changes that")
+            unmeasured.append(stage)
+    if unmeasured:
+        reasons.append(f"nothing has been measured yet for {' and '.join(unmeasured)}; a first request changes that")
     return "; ".join(reasons)
 
 
