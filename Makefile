@@ -5,6 +5,9 @@ PROFILE ?= auto
 SCENES ?= examples/input_scenes.json
 OUT ?= output
 TOKENS ?= tokens
+CASES ?=
+COUNT ?=
+SEED ?=
 ifdef T2I_MODEL
 export CLOUDVID_T2I_MODEL := $(T2I_MODEL)
 endif
@@ -66,8 +69,8 @@ proxy: setup ## nginx before the server: TOKENS=file; its other options: deploy/
 test: .venv/.dev archives ## all tests
 	@$(BIN)/pytest
 
-soak: .venv/.soak archives ## the long suite of load, faults and fuzz (up to an hour): CASES="F5 L1"  SEED=123
-	@$(BIN)/python -m soak $(CASES) $(if $(SEED),--seed $(SEED))
+soak: .venv/.soak archives ## the long suite of load, faults and fuzz (up to an hour): CASES="F5 L1"  COUNT=4 rounds of each  SEED=123
+	@$(BIN)/python -m soak $(CASES) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
 .venv/.soak: .venv/.dev requirements/soak.txt
 	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/soak.txt
