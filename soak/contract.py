@@ -19,7 +19,7 @@ from parameter_limits import PICTURE
 from cloudvid_schema.protocol import Stage
 from soak import ROOT
 from soak.case import Case, Wrong, check
-from soak.lane import processes
+from soak.lane import on_each_core
 from soak.report import Report, Round
 from soak.servers import served
 
@@ -150,7 +150,7 @@ def _said(error: BaseExceptionGroup[Any]) -> str:
 def _run(report: Report) -> None:
     kinds = [(path, kind) for kind in _KINDS for path in _PATHS]
     cases = CASES if report.timed else _SHORT_CASES
-    with served(report.folder, _LIMITS) as running, processes(is_short=not report.timed) as pool:
+    with served(report.folder, _LIMITS) as running, on_each_core(is_short=not report.timed) as pool:
         pids = {stage: running.pids(stage) for stage in Stage}
         server = running.url, json.loads(running.key_file.read_text())["inference"]["key"]
 

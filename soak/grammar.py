@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 
 from soak.case import Case, Wrong
-from soak.lane import processes
+from soak.lane import on_each_core
 from soak.readers import Reader, readers
 from soak.report import Report
 
@@ -56,7 +56,7 @@ def _examined(number: int, seed: int, examples: int) -> tuple[str, Counter[str]]
 
 
 def _run(report: Report) -> None:
-    with processes() as pool:
+    with on_each_core() as pool:
         examples = ROUND if report.timed else _SHORT_ROUND
         running = [
             (each, pool.submit(_examined, each.number, each.draw.randrange(2**32), examples))

@@ -35,7 +35,7 @@ class Lane:
 
 
 @contextmanager
-def processes(is_short: bool = False) -> Iterator[Executor]:
+def on_each_core(is_short: bool = False) -> Iterator[Executor]:
     """A process for each core, or, where few rounds would wait for it longer than it saves, a thread.
 
     Ctrl-C is for the suite alone: what has begun is ended, all else is dropped.

@@ -182,6 +182,7 @@ def test_a_stage_that_starts_again_is_not_given_up_for_what_the_server_says_of_a
             server.health = 200
             await_looks(8)
             server.states[Stage.T2I] = "UNLOADING"
+            await_looks(8)  # one that saw READY asks for the server's health next
             server.health = 500
             await_looks(40)
             assert slots.given_up(Stage.T2I)
