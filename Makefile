@@ -66,8 +66,8 @@ stop: ## stop what `make start` started
 proxy: setup ## nginx before the server: TOKENS=file; its other options: deploy/proxy.py --help
 	@$(BIN)/python deploy/proxy.py --tokens '$(TOKENS)'
 
-test: .venv/.dev archives ## all tests
-	@$(BIN)/pytest
+test: .venv/.dev archives ## all tests, in two lanes
+	@$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 soak: .venv/.soak archives ## the long suite of load, faults and fuzz (up to an hour): CASES="F5 L1"  COUNT=4 rounds of each  SEED=123
 	@$(BIN)/python -m soak $(CASES) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import forked
 import pytest
@@ -40,14 +39,22 @@ def pytest_sessionfinish() -> None:
     forked.end()
 
 
+@pytest.hookimpl(tryfirst=True)  # before the lanes are shared out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: those that share a server come last, those that start one of their own at the end."""
+    """Fast tests first: those that share a server come last, those that start one of their own at the end.
+
+    Where there are two lanes (`make test`), one has all that a server takes part in, the other the rest.
+    """
     servers = {"server", "noise_server"}
-    items.sort(
-        key=lambda item: (
-            bool(servers.intersection(getattr(item, "fixturenames", ()))) + 2 * bool(item.get_closest_marker("slow"))
-        )
-    )
+
+    def rank(item: pytest.Item) -> int:
+        shares = bool(servers.intersection(getattr(item, "fixturenames", ())))
+        return shares + 2 * bool(item.get_closest_marker("slow"))
+
+    items.sort(key=rank)
+    for item in items:
+        if rank(item):
+            item.add_marker(pytest.mark.xdist_group("servers"))
 
 
 @dataclass(frozen=True)
@@ -118,17 +125,6 @@ def plain(load):
     import stages
 
     return {stage: stages.pixels(stage, load(stage))[0] for stage in stages.KINDS}
-
-
-@pytest.fixture(scope="session")
-def compiled(load, tmp_path_factory) -> tuple[Any, Path, list[Path]]:
-    """The t2i stage with compiled blocks, the folder named for their code, and what came to lie there.
-
-    The folder stays the one of this process: what is compiled after takes the C++ compiler half of the time.
-    """
-    folder = tmp_path_factory.mktemp("compiled")
-    loaded = load("t2i", compile="regional", compile_cache=str(folder), warm_up=["128x64"])
-    return loaded, folder, list(folder.rglob("*.so"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Servers in a thread of this process, and how a client or a command line gets to them."""
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -40,8 +41,9 @@ def connection(server) -> list[str]:
 
 
 def free_port() -> int:
-    """A port that is free together with the five above it, and that no other test was given."""
-    while (port := torchserve_process.free_port()) in _GIVEN:
+    """A port that is free together with the five above it, and that no other test was given, in either lane."""
+    lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while (port := torchserve_process.free_port()) in _GIVEN or port // 10 % 2 != lane % 2:
         pass
     _GIVEN.add(port)
     return port

@@ -1,13 +1,14 @@
 """Stages without pipelines: a picture or clip is noise that follows from its request, at once.
 
 For faults and for many requests. All else of a worker is the real one; it starts in a third of the time, since neither
-diffusers nor a model is loaded.
+diffusers nor a model is loaded. A `directory` that is named must be there, as a model's must.
 """
 
 import json
 import random
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from cloudvid_schema.parameters import MAX_SEED
 from cloudvid_schema.protocol import MP4, PNG, Description, Stage
 from cloudvid_stages import media
 from cloudvid_stages.recipe import NOT_PARAMETERS, digest_of, make_recipe, recipe_of_png
+from cloudvid_stages.settings import SettingsError
 
 CLIP = (3, 64, 64, 3)
 
@@ -34,6 +36,9 @@ class _Noise:
 
     @classmethod
     def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> "_Noise":
+        directory = section.get("directory")
+        if directory and not Path(directory).is_dir():
+            raise SettingsError(f"model directory {directory} is not there")
         return cls(section["identity"], section["step_seconds"], section.get("stall_seconds", 0.0))
 
     def describe(self) -> Description:

@@ -16,8 +16,9 @@ def test_no_compiler_is_said_at_load(load, monkeypatch):
         load("t2i", compile="full")
 
 
-def test_compiled_blocks_make_the_same_picture_and_their_code_is_kept(compiled, plain):
-    loaded, _, code = compiled
+def test_compiled_blocks_make_the_same_picture_and_their_code_is_kept(load, plain, tmp_path):
+    loaded = load("t2i", compile="regional", compile_cache=str(tmp_path), warm_up=["128x64"])
+    code = list(tmp_path.rglob("*.so"))
     made, output = pixels("t2i", loaded)
     assert (made - plain["t2i"]).abs().max().item() <= 1e-3
     assert output.recipe["settings"] == {"compile": "regional"}

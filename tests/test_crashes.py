@@ -93,23 +93,25 @@ def test_the_process_may_end_at_each_file_operation_and_the_next_run_mends_it(wh
 
 
 def test_an_answer_cut_at_a_hundred_places_never_becomes_a_file(tmp_path, whole_pair):
+    """The first fifty pictures and the clips of the other fifty: no two answers of a stage at the same place."""
     undisturbed, _ = whole_pair
+    names = {Stage.T2I: "s0_base_image.png", Stage.I2V: "s0_video.mp4"}
     cuts = {}
-    with fake_torchserve(cut=lambda stage: cuts.get(stage)) as server:
+    for stage, name in names.items():
+        length = len(undisturbed[name])  # of the data alone: in an answer it is a third longer, in any scene's
+        cuts[stage] = iter([1 + index * length // 40 for index in range(50)])
+    with fake_torchserve(workers=10, cut=lambda stage: next(cuts[stage], None)) as server:
         client = client_of(server)
-        names = {Stage.T2I: "s0_base_image.png", Stage.I2V: "s0_video.mp4"}
-        lengths = {stage: len(undisturbed[name]) * 4 // 3 for stage, name in names.items()}  # of the data alone
-        for index in range(100):
-            stage = Stage.T2I if index % 2 else Stage.I2V
-            cuts = {stage: 1 + index * lengths[stage] // 100}
-            folder = tmp_path / str(index)
-            events = list(render(parse_scenes(scenes(1)), client, folder, RenderOptions(retries=0)))
-            (failed,) = [event for event in events if isinstance(event, SceneFailed)]
-            assert failed.error == "BrokenAnswer", cuts
-            assert not (folder / names[stage]).exists()
-        cuts = {}
-        list(render(parse_scenes(scenes(1)), client, folder))
-        assert contents(folder) == undisturbed
+        folder = tmp_path / "out"
+        events = list(render(parse_scenes(scenes(100)), client, folder, RenderOptions(retries=0)))
+        failed = [event.error for event in events if isinstance(event, SceneFailed)]
+        assert failed == ["BrokenAnswer"] * 100
+        assert len(list(folder.glob("*.png"))) == 50, "those of the cut clips"
+        assert not list(folder.glob("*.mp4"))
+        assert no_half_file_has_a_final_name(folder)
+        list(render(parse_scenes(scenes(100)), client, folder))
+        assert len(list(folder.glob("*.mp4"))) == 100
+        assert no_half_file_has_a_final_name(folder)
 
 
 def test_two_clients_on_one_folder_do_no_damage_and_the_second_says_what_is_going_on(undisturbed, tmp_path):

@@ -76,8 +76,8 @@ def test_a_documented_command_names_what_there_is(command):
 
 
 @pytest.fixture
-def checkout(tmp_path, tiny_models, model_store):
-    """A clone whose set-up is done and whose archives are built; and the environment for commands in it."""
+def checkout(tmp_path, tiny_models, noise_store):
+    """A clone whose set-up is done, with archives that make noise; and the environment for commands in it."""
     for name in ("deploy", "handlers", "client", "docs", "examples", "requirements"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Makefile", "pyproject.toml", "config.properties"):
@@ -88,7 +88,7 @@ def checkout(tmp_path, tiny_models, model_store):
             (tmp_path / ".venv" / part.name).symlink_to(part)
     (tmp_path / ".venv/.ready").touch()
     (tmp_path / "model_store").mkdir()
-    for file in model_store.iterdir():
+    for file in noise_store.iterdir():
         shutil.copyfile(file, tmp_path / "model_store" / file.name)
     models = {f"CLOUDVID_{stage.upper()}_MODEL": str(path) for stage, path in tiny_models.items()}
     kept = {name: value for name, value in os.environ.items() if name != "CLOUDVID_SERVER"}

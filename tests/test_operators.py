@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import threading
 
 import psutil
 import pytest
+from changed_archives import build, with_noise
 from command_line import cloudvid, rows
 from conftest import running_server
 from fake_management import Fake, worker
@@ -188,10 +188,10 @@ class Sampler:
                     self.faults.append((before, seen))
 
 
-def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, tmp_path):
+def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(noise_server, tmp_path):
     """Each change is made while a request of that stage is in a worker's hands."""
     scenes = batch(8)
-    client = server.client()
+    client = noise_server.client()
     list(render(scenes, client, tmp_path / "undisturbed"))
     picture = (tmp_path / "undisturbed/s0_base_image.png").read_bytes()
 
@@ -204,7 +204,7 @@ def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, tm
     def stop_and_start_t2i():
         scale(Stage.T2I, 0)
         clip = client.image_to_video(picture, num_frames=3, num_inference_steps=2)
-        assert clip.model.startswith("cloudvid-tiny-i2v"), "the other stage goes on"
+        assert clip.model.startswith("noise-i2v"), "the other stage goes on"
         scale(Stage.T2I, 1)
 
     changes = iter(
@@ -217,7 +217,7 @@ def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, tm
     )
     change, finished = next(changes), None
     try:
-        with Sampler(server.client()) as sampler:
+        with Sampler(noise_server.client()) as sampler:
             for event in render(scenes, client, tmp_path / "out", wait=lambda attempt: 0.5):
                 is_running = isinstance(event, StageProgress) and event.phase == "denoise" and event.step < event.steps
                 if is_running and change and event.stage is change[0]:
@@ -234,9 +234,9 @@ def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(server, tm
             client.scale(stage, 1, max_workers=64, timeout=200)
 
 
-def test_a_dead_worker_is_not_shown_as_ready_for_a_moment(server):
-    client = server.client()
-    (pid,) = server.pids("t2i")
+def test_a_dead_worker_is_not_shown_as_ready_for_a_moment(noise_server):
+    client = noise_server.client()
+    (pid,) = noise_server.pids("t2i")
     os.kill(pid, signal.SIGKILL)
     psutil.Process(pid).wait(timeout=30) if psutil.pid_exists(pid) else None
     while psutil.pid_exists(pid):
@@ -261,9 +261,17 @@ def test_the_commands_work_with_the_real_server(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_cannot_load_its_model_is_told_with_the_reason_and_taken_back(tmp_path, tiny_models, model_store):
-    model = shutil.copytree(tiny_models["i2v"], tmp_path / "model")
-    with running_server(tmp_path / "run", {"i2v": model}, model_store) as running:
+def test_a_worker_that_cannot_load_its_model_is_told_with_the_reason_and_taken_back(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+
+    def change(handlers):
+        with_noise(handlers)
+        with (handlers / "i2v.yaml").open("a") as config:
+            config.write(f"  directory: {model}\n")
+
+    store = build(tmp_path / "archives", change)
+    with running_server(tmp_path / "run", {"i2v": model}, store) as running:
         client = running.client()
         model.rename(tmp_path / "away")
         done = cloudvid("scale", "i2v", 2, cwd=tmp_path, environment=running.environment)

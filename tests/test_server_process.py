@@ -115,9 +115,9 @@ def test_a_client_that_fails_ends_the_server_and_gives_its_exit_code(noise_store
     assert not below(log.parent)
 
 
-def test_workers_end_with_a_server_that_is_killed_outright_even_in_mid_inference(tmp_path, model_store, tiny_models):
+def test_workers_end_with_a_server_that_is_killed_outright_even_in_mid_inference(tmp_path, noise_store, tiny_models):
     server = Server(tmp_path / "run", free_port())
-    place = ["--run-dir", str(server.run_dir), "--port", str(server.port), "--model-store", str(model_store)]
+    place = ["--run-dir", str(server.run_dir), "--port", str(server.port), "--model-store", str(noise_store)]
     subprocess.run([*SERVER, "start", *place], env=os.environ | naming(tiny_models), timeout=120, check=True)
     try:
         client = Client(server.url, key_file=server.run_dir / "key_file.json")

@@ -80,7 +80,7 @@ def both_were_asked(url, machines, before):
     return all(machine.refused() > count for machine, count in zip(machines, before, strict=True))
 
 
-def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, model_store, tiny_models):
+def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, noise_store, tiny_models):
     outside, inner = hosts
     tokens, tls = tokens_file(tmp_path), certificate(tmp_path)
     with ExitStack() as stack:
@@ -89,7 +89,7 @@ def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, model_
             folder = tmp_path / f"host{index}"
             folder.mkdir()
             address = f"198.18.0.{10 + index}"
-            machines.append(Host(namespace, address, folder, model_store, tiny_models, tokens, tls, stack))
+            machines.append(Host(namespace, address, folder, noise_store, tiny_models, tokens, tls, stack))
         first, second = machines
         urls = [part for machine in machines for part in ("--host", machine.proxy.url)]
         listen = ["--listen", "127.0.0.1:8080", "--ca", str(tls[0])]
