@@ -234,14 +234,13 @@ def processes_in(folder):
 
 
 @pytest.fixture
-def whole(app_folder, noise_store, tiny_models):
-    """/app of the image with archives that make noise, and three scene files, one of which has a fault."""
-    shutil.copytree(noise_store, app_folder / "model_store", dirs_exist_ok=True)
+def whole(app_folder, model_store, tiny_models):
+    """/app of the image with archives and tiny models, and three scene files, one of which has a fault."""
+    shutil.copytree(model_store, app_folder / "model_store", dirs_exist_ok=True)
     (app_folder / "models").rmdir()
     (app_folder / "models").symlink_to(ROOT / "models")
-    (app_folder / "input_data/first.json").write_text(json.dumps([SCENE]))
-    longer = SCENE["i2v_params"] | {"num_inference_steps": 40}
-    (app_folder / "input_data/second.json").write_text(json.dumps([SCENE | {"i2v_params": longer}]))
+    for name in ("first", "second"):
+        (app_folder / f"input_data/{name}.json").write_text(json.dumps([SCENE]))
     (app_folder / "input_data/broken.json").write_text("{")
     return app_folder
 

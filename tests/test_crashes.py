@@ -98,7 +98,7 @@ def test_an_answer_cut_at_a_hundred_places_never_becomes_a_file(tmp_path, whole_
     names = {Stage.T2I: "s0_base_image.png", Stage.I2V: "s0_video.mp4"}
     cuts = {}
     for stage, name in names.items():
-        length = len(undisturbed[name])  # of the data alone: in an answer it is a third longer, in any scene's
+        length = len(undisturbed[name])  # in an answer the data is a third longer, and some events are before it
         cuts[stage] = iter([1 + index * length // 40 for index in range(50)])
     with fake_torchserve(workers=10, cut=lambda stage: next(cuts[stage], None)) as server:
         client = client_of(server)
@@ -112,6 +112,8 @@ def test_an_answer_cut_at_a_hundred_places_never_becomes_a_file(tmp_path, whole_
         list(render(parse_scenes(scenes(100)), client, folder))
         assert len(list(folder.glob("*.mp4"))) == 100
         assert no_half_file_has_a_final_name(folder)
+        made = contents(folder)
+        assert all(made[name] == undisturbed[name] for name in names.values())
 
 
 def test_two_clients_on_one_folder_do_no_damage_and_the_second_says_what_is_going_on(undisturbed, tmp_path):

@@ -7,11 +7,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import psutil
 import pytest
 import requests
 import torch
 from diffusers import StableDiffusionPipeline, StableVideoDiffusionPipeline
+from listening import group_of
 from movies import read_mp4
 from PIL import Image
 
@@ -233,13 +233,9 @@ def test_no_prompt_reaches_the_servers_log(server):
 
 
 def test_the_workers_do_not_inherit_secrets(server):
-    java = next(p for p in psutil.process_iter() if p.name() == "java" and os.getpgid(p.pid) == _group(server))
+    java = next(process for process in group_of(server.process) if process.name() == "java")
     assert java.environ()["MY_SECRET"] == "canary"
     workers = [worker for worker in java.children() if "model_service_worker" in " ".join(worker.cmdline())]
     assert len(workers) >= 2
     for worker in workers:
         assert "canary" not in worker.environ().values()
-
-
-def _group(server):
-    return json.loads(server.process.pid_file.read_text())["pid"]

@@ -189,7 +189,7 @@ class Sampler:
 
 
 def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(noise_server, tmp_path):
-    """Each change is made while a request of that stage is in a worker's hands."""
+    """Each change is made as a request of that stage reports a step, while others wait for it."""
     scenes = batch(8)
     client = noise_server.client()
     list(render(scenes, client, tmp_path / "undisturbed"))

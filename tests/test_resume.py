@@ -22,9 +22,9 @@ T2I, I2V = Stage.T2I, Stage.I2V
 
 
 @pytest.fixture(scope="module")
-def server():
-    with fake_torchserve() as server:
-        yield server
+def fake():
+    with fake_torchserve() as fake:
+        yield fake
 
 
 def run(server, folder, document, **options):
@@ -36,18 +36,18 @@ def run(server, folder, document, **options):
 
 
 @pytest.fixture
-def done(server, tmp_path):
+def done(fake, tmp_path):
     """A finished batch of two scenes."""
     folder = tmp_path / "out"
-    run(server, folder, scenes(2))
+    run(fake, folder, scenes(2))
     return folder
 
 
-def test_a_finished_batch_makes_no_request_and_changes_no_byte(server, done):
-    before, posts = contents(done), dict(server.posts)
-    events, made = run(server, done, scenes(2))
+def test_a_finished_batch_makes_no_request_and_changes_no_byte(fake, done):
+    before, posts = contents(done), dict(fake.posts)
+    events, made = run(fake, done, scenes(2))
     assert made == {}
-    assert dict(server.posts) == posts
+    assert dict(fake.posts) == posts
     assert contents(done) == before
     assert [event.scene for event in events if isinstance(event, SceneSkipped)] == ["s0", "s1"]
     assert events[-1] == BatchFinished(scenes=2, done=0, skipped=2, failed=0, requests=0, seconds=events[-1].seconds)
@@ -77,17 +77,17 @@ def changed(section, name, value):
 
 
 @pytest.mark.parametrize(("section", "name", "value"), T2I_CHANGES)
-def test_a_change_of_the_picture_makes_the_picture_and_its_clip_again(server, done, section, name, value):
-    _, made = run(server, done, changed(section, name, value))
+def test_a_change_of_the_picture_makes_the_picture_and_its_clip_again(fake, done, section, name, value):
+    _, made = run(fake, done, changed(section, name, value))
     assert made == {("s0", T2I): "parameters changed", ("s0", I2V): "picture changed"}
-    assert run(server, done, changed(section, name, value))[1] == {}
+    assert run(fake, done, changed(section, name, value))[1] == {}
 
 
 @pytest.mark.parametrize(("section", "name", "value"), I2V_CHANGES)
-def test_a_change_of_the_clip_makes_the_clip_alone_again(server, done, section, name, value):
-    _, made = run(server, done, changed(section, name, value))
+def test_a_change_of_the_clip_makes_the_clip_alone_again(fake, done, section, name, value):
+    _, made = run(fake, done, changed(section, name, value))
     assert made == {("s0", I2V): "parameters changed"}
-    assert run(server, done, changed(section, name, value))[1] == {}
+    assert run(fake, done, changed(section, name, value))[1] == {}
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_a_change_of_the_clip_makes_the_clip_alone_again(server, done, section, 
         ("i2v_params", "fit", "crop"), ("i2v_params", "noise_aug_strength", 0.02), ("motion_desc", None, ""),
     ],
 )  # fmt: skip
-def test_a_default_that_is_spelled_out_changes_nothing(server, done, section, name, value):
-    assert run(server, done, changed(section, name, value))[1] == {}
+def test_a_default_that_is_spelled_out_changes_nothing(fake, done, section, name, value):
+    assert run(fake, done, changed(section, name, value))[1] == {}
 
 
 def flip(path: Path, at: int) -> None:
@@ -125,10 +125,10 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("stage", list(Stage))
-def test_a_damaged_file_is_made_again_and_its_neighbours_are_not(server, done, damage, stage):
+def test_a_damaged_file_is_made_again_and_its_neighbours_are_not(fake, done, damage, stage):
     before = contents(done)
     DAMAGE[damage](done / ("s1_base_image.png" if stage is T2I else "s1_video.mp4"))
-    _, made = run(server, done, scenes(2))
+    _, made = run(fake, done, scenes(2))
     assert made == {("s1", stage): "file missing" if damage == "deleted" else "file damaged"}
     assert contents(done) == before
 
@@ -146,13 +146,13 @@ def test_a_changed_model_makes_its_stage_again(done):
         assert made["s0", stage] == "model changed"
 
 
-def test_files_whose_times_lie_years_away_are_still_done(server, done):
+def test_files_whose_times_lie_years_away_are_still_done(fake, done):
     for path in done.iterdir():
         os.utime(path, (4e9, 4e9))
-    assert run(server, done, scenes(2))[1] == {}
+    assert run(fake, done, scenes(2))[1] == {}
     for path in done.iterdir():
         os.utime(path, (1, 1))
-    assert run(server, done, scenes(2))[1] == {}
+    assert run(fake, done, scenes(2))[1] == {}
 
 
 def test_no_decision_can_depend_on_a_clock_that_jumps():
@@ -163,35 +163,35 @@ def test_no_decision_can_depend_on_a_clock_that_jumps():
         ), source
 
 
-def test_a_folder_in_the_place_of_a_file_fails_that_scene_alone(server, done):
+def test_a_folder_in_the_place_of_a_file_fails_that_scene_alone(fake, done):
     (done / "s0_video.mp4").unlink()
     (done / "s0_video.mp4").mkdir()
-    events, _ = run(server, done, scenes(3))
+    events, _ = run(fake, done, scenes(3))
     assert [(event.scene, event.error) for event in events if isinstance(event, SceneFailed)] == [("s0", "OutputError")]
     assert (done / "s2_video.mp4").is_file()
 
 
-def test_an_output_folder_may_be_a_link(server, tmp_path):
+def test_an_output_folder_may_be_a_link(fake, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "out").symlink_to("real")
-    run(server, tmp_path / "out", scenes(1))
-    assert run(server, tmp_path / "out", scenes(1))[1] == {}
+    run(fake, tmp_path / "out", scenes(1))
+    assert run(fake, tmp_path / "out", scenes(1))[1] == {}
 
 
-def test_a_file_that_is_a_link_is_replaced_and_not_followed(server, tmp_path):
+def test_a_file_that_is_a_link_is_replaced_and_not_followed(fake, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/s0_base_image.png").symlink_to(victim)
-    run(server, tmp_path / "out", scenes(1))
+    run(fake, tmp_path / "out", scenes(1))
     assert victim.read_text() == "precious"
     assert not (tmp_path / "out/s0_base_image.png").is_symlink()
 
 
-def test_a_record_that_names_another_file_counts_for_nothing(server, done):
+def test_a_record_that_names_another_file_counts_for_nothing(fake, done):
     manifest = done / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace('"s0_base_image.png"', '"../s1_base_image.png"'))
-    assert run(server, done, scenes(2))[1] == {("s0", T2I): "new"}
+    assert run(fake, done, scenes(2))[1] == {("s0", T2I): "new"}
 
 
 def test_a_picture_that_is_damaged_before_its_clip_is_made_is_drawn_again(tmp_path):
@@ -221,56 +221,56 @@ def test_a_changed_model_that_shows_only_in_an_answer_makes_skipped_scenes_again
 
 
 @pytest.mark.parametrize("tail", [b'{"id":"s0","t2i', b"\xff\xfe", b"\n\n", b"null\n", b"{}\n", b'{"id":"zz"}'])
-def test_a_manifest_that_ends_in_the_middle_of_a_line_is_read_up_to_there(server, done, tail):
+def test_a_manifest_that_ends_in_the_middle_of_a_line_is_read_up_to_there(fake, done, tail):
     before = contents(done)
     with (done / "manifest.jsonl").open("ab") as stream:
         stream.write(tail)
-    assert run(server, done, scenes(2))[1] == {}
+    assert run(fake, done, scenes(2))[1] == {}
     assert contents(done)["manifest.jsonl"].startswith(before["manifest.jsonl"])
 
 
-def test_a_scene_whose_line_is_lost_is_made_again(server, done):
+def test_a_scene_whose_line_is_lost_is_made_again(fake, done):
     before = contents(done)
     lines = (done / "manifest.jsonl").read_bytes().splitlines(keepends=True)
     (done / "manifest.jsonl").write_bytes(lines[1])
-    assert run(server, done, scenes(2))[1] == {("s0", T2I): "new", ("s0", I2V): "new"}
+    assert run(fake, done, scenes(2))[1] == {("s0", T2I): "new", ("s0", I2V): "new"}
     assert contents(done) == before
 
 
-def test_a_new_scene_is_the_only_one_made(server, done):
-    assert set(run(server, done, scenes(3))[1]) == {("s2", T2I), ("s2", I2V)}
+def test_a_new_scene_is_the_only_one_made(fake, done):
+    assert set(run(fake, done, scenes(3))[1]) == {("s2", T2I), ("s2", I2V)}
 
 
-def test_scenes_in_another_order_are_still_done(server, done):
-    assert run(server, done, scenes(2)[::-1])[1] == {}
+def test_scenes_in_another_order_are_still_done(fake, done):
+    assert run(fake, done, scenes(2)[::-1])[1] == {}
 
 
-def test_a_scene_that_left_the_file_keeps_its_record(server, done):
-    run(server, done, scenes(2)[1:])
-    assert run(server, done, scenes(2))[1] == {}
+def test_a_scene_that_left_the_file_keeps_its_record(fake, done):
+    run(fake, done, scenes(2)[1:])
+    assert run(fake, done, scenes(2))[1] == {}
 
 
-def test_force_makes_everything_again_and_the_same_bytes(server, done):
+def test_force_makes_everything_again_and_the_same_bytes(fake, done):
     before = contents(done)
-    _, made = run(server, done, scenes(2), force=True)
+    _, made = run(fake, done, scenes(2), force=True)
     assert set(made.values()) == {"forced"}
     assert len(made) == 4
     assert contents(done) == before
 
 
-def test_only_makes_the_scenes_that_are_named(server, tmp_path):
-    events, made = run(server, tmp_path, scenes(3), only=["s1"])
+def test_only_makes_the_scenes_that_are_named(fake, tmp_path):
+    events, made = run(fake, tmp_path, scenes(3), only=["s1"])
     assert {scene for scene, _ in made} == {"s1"}
     assert [event.scene for event in events if isinstance(event, SceneDone)] == ["s1"]
 
 
-def test_a_file_without_metadata_is_another_file(server, done):
-    _, made = run(server, done, scenes(2), embed_recipe=False)
+def test_a_file_without_metadata_is_another_file(fake, done):
+    _, made = run(fake, done, scenes(2), embed_recipe=False)
     assert len(made) == 4
     assert b"noise-t2i" not in (done / "s0_base_image.png").read_bytes()
 
 
-def test_an_unfinished_file_of_a_crash_is_removed(server, done):
+def test_an_unfinished_file_of_a_crash_is_removed(fake, done):
     (done / ".s0_video.mp4.0123abcd.part").write_bytes(b"half")
-    run(server, done, scenes(2))
+    run(fake, done, scenes(2))
     assert not [path for path in done.iterdir() if path.suffix == ".part"]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -15,9 +16,11 @@ from java import JavaError, java_home
 from listening import OF_ANOTHER, await_listeners
 from loopback import free_port
 from PIL import Image
+from proxies import until
 from torchserve_process import Server, ServerError, alive_after, running_in
 
-from cloudvid import Client, errors
+from cloudvid import Client, Stage, errors
+from cloudvid_schema.parameters import MAX_STEPS
 
 SERVER = [sys.executable, str(ROOT / "deploy/server.py")]
 TINY = ["--profile", "tiny"]
@@ -107,7 +110,8 @@ def test_interrupted_runs_leave_no_process(noise_store, environment):
 
 def test_a_client_that_fails_ends_the_server_and_gives_its_exit_code(noise_store, environment):
     client = [sys.executable, "-c", "import sys; sys.exit(7)"]
-    command = [*SERVER, "with", *TINY, "--model-store", str(noise_store), "--", *client]
+    place = ["--port", str(free_port()), "--model-store", str(noise_store)]
+    command = [*SERVER, "with", *TINY, *place, "--", *client]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 7
     log = Path(done.stderr.split("the server's log: ")[1].strip())
@@ -116,6 +120,7 @@ def test_a_client_that_fails_ends_the_server_and_gives_its_exit_code(noise_store
 
 
 def test_workers_end_with_a_server_that_is_killed_outright_even_in_mid_inference(tmp_path, noise_store, tiny_models):
+    """The inference takes longer than is waited, and sends nothing: a worker that wrote would find its server gone."""
     server = Server(tmp_path / "run", free_port())
     place = ["--run-dir", str(server.run_dir), "--port", str(server.port), "--model-store", str(noise_store)]
     subprocess.run([*SERVER, "start", *place], env=os.environ | naming(tiny_models), timeout=120, check=True)
@@ -127,12 +132,12 @@ def test_workers_end_with_a_server_that_is_killed_outright_even_in_mid_inference
         processes = below(tmp_path)
         java = next(process for process in processes if process.name() == "java")
 
-        def kill(event):
-            if event.event == "progress":
-                java.kill()
-
-        with pytest.raises(errors.CloudVidError):
-            client.image_to_video(buffer.getvalue(), num_frames=25, num_inference_steps=100, on_event=kill)
+        with ThreadPoolExecutor(1) as pool:
+            clip = pool.submit(client.image_to_video, buffer.getvalue(), num_inference_steps=MAX_STEPS)
+            until(lambda: client.status(Stage.I2V, patience=2).busy)
+            java.kill()
+            with pytest.raises(errors.CloudVidError):
+                clip.result()
         assert not alive_after(processes, 15)
     finally:
         end(server)
