@@ -43,7 +43,8 @@ def pytest_sessionfinish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: those that share a server come last, those that start one of their own at the end.
 
-    Where there are two lanes (`make test`), one has all that a server takes part in and all slow ones, the other the rest.
+    Where there are two lanes (`make test`), one has all that a server takes part in and all slow ones, the other the
+    rest.
     """
     servers = {"server", "noise_server"}
 
