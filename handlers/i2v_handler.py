@@ -1,10 +1,14 @@
 """Handler of the `i2v` model archive."""
 
-from cloudvid_stages.image_to_video import ImageToVideo
+from cloudvid_schema.jobs import LoadedStage
 from stage_handler import StageHandler
 
 
 class ImageToVideoHandler(StageHandler):
     """Serves image to video."""
 
-    stage_class = ImageToVideo
+    @staticmethod
+    def stage_class() -> type[LoadedStage]:
+        from cloudvid_stages.image_to_video import ImageToVideo
+
+        return ImageToVideo

@@ -1,10 +1,14 @@
 """Handler of the `t2i` model archive."""
 
-from cloudvid_stages.text_to_image import TextToImage
+from cloudvid_schema.jobs import LoadedStage
 from stage_handler import StageHandler
 
 
 class TextToImageHandler(StageHandler):
     """Serves text to image."""
 
-    stage_class = TextToImage
+    @staticmethod
+    def stage_class() -> type[LoadedStage]:
+        from cloudvid_stages.text_to_image import TextToImage
+
+        return TextToImage

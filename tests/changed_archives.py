@@ -11,12 +11,15 @@ import noise
 from conftest import ROOT
 
 _NOISE_HANDLER = """
-from cloudvid_stages.noise import {stage_class}
 from stage_handler import StageHandler
 
 
 class NoiseHandler(StageHandler):
-    stage_class = {stage_class}
+    @staticmethod
+    def stage_class():
+        from cloudvid_stages.noise import {stage_class}
+
+        return {stage_class}
 """
 
 

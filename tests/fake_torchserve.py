@@ -26,11 +26,15 @@ _METRICS = str(Path(ts.__file__).parent / "configs/metrics.yaml")
 
 
 class _PictureHandler(StageHandler):
-    stage_class = noise.Picture
+    @staticmethod
+    def stage_class():
+        return noise.Picture
 
 
 class _ClipHandler(StageHandler):
-    stage_class = noise.Clip
+    @staticmethod
+    def stage_class():
+        return noise.Clip
 
 
 class _Worker:

@@ -19,19 +19,21 @@ EXAMPLES = json.loads((ROOT / "examples/input_scenes.json").read_text())
 
 
 LOADING = """
-import importlib.util, logging, pathlib, sys
+import gc, importlib.util, logging, pathlib, sys
 stage, root = sys.argv[1:]
 here = pathlib.Path.cwd()
 sys.path[:] = [str(here)] + [entry for entry in sys.path if not entry.startswith(root) or "site-packages" in entry]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 import yaml
 importlib.import_module(f"{stage}_handler")
+assert "diffusers" not in sys.modules, "imported before the handler sees to how"
 import ts
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import TsModelLoader
 metrics = MetricsCacheYamlImpl(str(pathlib.Path(ts.__file__).parent / "configs/metrics.yaml"))
 service = TsModelLoader().load(stage, str(here), f"{stage}_handler.py", None, 1, metrics_cache=metrics)
 logging.disable()
+assert gc.isenabled() and gc.get_freeze_count() > 100_000, "the collector goes over what was imported"
 print(service.context.model_yaml_config["responseTimeout"])
 ours = [name for name in sys.modules if name.split(".")[0] in ("cloudvid", "cloudvid_schema", "cloudvid_stages", "stage_handler")]
 strays = [name for name in ours if not sys.modules[name].__file__.startswith(str(here))]
