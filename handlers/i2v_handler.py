@@ -8,7 +8,7 @@ class ImageToVideoHandler(StageHandler):
     """Serves image to video."""
 
     @staticmethod
-    def stage_class() -> type[LoadedStage]:
+    def import_stage() -> type[LoadedStage]:
         from cloudvid_stages.image_to_video import ImageToVideo
 
         return ImageToVideo

@@ -54,7 +54,7 @@ class StageHandler:
     """Serves one stage; a subclass names it."""
 
     @staticmethod
-    def stage_class() -> type[LoadedStage]:
+    def import_stage() -> type[LoadedStage]:
         """The stage: imported here, not by the handler's module, so that `initialize` can see to how that is done."""
         raise NotImplementedError
 
@@ -66,16 +66,18 @@ class StageHandler:
         """
         # Bodies arrive as the bytes that were sent: TorchServe's own decoding accepts duplicate keys and logs failures.
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
-        # Imports make 400,000 objects that stay. The collector's passes over them are a sixth of a worker's start, and
-        # later a fifth of a second amid a request.
+        threading.Thread(target=_end_with_the_server, args=(os.getppid(),), name="server watch", daemon=True).start()
+        # What is imported stays: the collector's passes over all of it are a sixth of a worker's start, and more would
+        # come amid requests.
         gc.disable()
-        stage_class = self.stage_class()
-        gc.freeze()
-        gc.enable()
+        try:
+            stage_class = self.import_stage()
+        finally:
+            gc.freeze()
+            gc.enable()
         stage = stage_class.stage
         if int(context.system_properties.get("batch_size") or 1) > 1 and not stage_class.batches:
             raise ValueError(f"{stage}.yaml: batchSize must be 1; {stage} carries out one request at a time")
-        threading.Thread(target=_end_with_the_server, args=(os.getppid(),), name="server watch", daemon=True).start()
         section = (context.model_yaml_config or {}).get("handler", {})
         self._loaded = stage_class.load(section, context.system_properties.get("gpu_id"))
         self._metrics = _Metrics(context.metrics, self._loaded)

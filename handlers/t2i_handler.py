@@ -8,7 +8,7 @@ class TextToImageHandler(StageHandler):
     """Serves text to image."""
 
     @staticmethod
-    def stage_class() -> type[LoadedStage]:
+    def import_stage() -> type[LoadedStage]:
         from cloudvid_stages.text_to_image import TextToImage
 
         return TextToImage

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -76,15 +77,17 @@ def _run(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         print(f"{case.id}  not run: {obstacle}", file=sys.stderr)
         return described | {"not_run": obstacle}
     count = options.count or (case.short if options.short else case.count)
+    machine = _machine()  # what is committed meanwhile did not run
     with tempfile.TemporaryDirectory(prefix=f"soak-{case.id}-") as folder:
         report = carry_out(case, options.seed, count, Path(folder), only=options.round, timed=not options.short)
     whole = options.round is None and not options.short and count == case.count and not report.interrupted
-    return described | report.result() | {"whole": whole, "interrupted": report.interrupted, "machine": _machine()}
+    return described | report.result() | {"whole": whole, "interrupted": report.interrupted, "machine": machine}
 
 
 def main() -> int:
     """Run the cases; 0 where all that was run passed."""
     options = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, but a round's processes do not get it
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(10**9)
     print(f"seed {options.seed}", flush=True)

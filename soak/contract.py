@@ -16,7 +16,7 @@ import hypothesis
 import requests
 from parameter_limits import PICTURE
 
-from cloudvid_schema.protocol import Stage
+from cloudvid_schema.protocol import MULTIPART, Stage
 from soak import ROOT
 from soak.case import Case, Wrong, check
 from soak.lane import on_each_core
@@ -93,6 +93,7 @@ class _Asking:
         seen: Counter[str] = Counter()
 
         def one(case: Any) -> None:
+            hypothesis.assume(not _has_list_in_form(case))
             if kind == "small":
                 _with_picture(case)
             answer = case.call(base_url=self._url, session=self._session, headers=self._headers, timeout=60)
@@ -110,7 +111,7 @@ class _Asking:
             seen[str(answer.status_code)] += 1
 
         mode = GenerationMode.NEGATIVE if kind == "wrong" else GenerationMode.POSITIVE
-        test = hypothesis.given(self._described[kind][path]["POST"].as_strategy(mode))(one)
+        test = hypothesis.given(_drawn(self._described[kind][path]["POST"].as_strategy(mode)))(one)
         # fmt: off
         test = hypothesis.settings(
             max_examples=cases, database=None, deadline=None, print_blob=False, report_multiple_bugs=False,
@@ -122,6 +123,17 @@ class _Asking:
         return seen
 
 
+@hypothesis.strategies.composite
+def _drawn(draw: hypothesis.strategies.DrawFn, strategy: hypothesis.strategies.SearchStrategy[Any]) -> Any:
+    """A case; another where schemathesis (4.32.5) gives its validator a picture in a type that this does not take."""
+    try:
+        return draw(strategy)
+    except ValueError as error:
+        if "Unsupported type: 'Binary'" not in str(error):
+            raise
+        hypothesis.reject()
+
+
 _asking = cache(_Asking)
 """One for each process."""
 
@@ -131,6 +143,17 @@ def _asked(server: tuple[str, str], path: str, kind: str, seed: int, cases: int)
     return _asking(*server).ask(path, kind, seed, cases)
 
 
+def _has_list_in_form(case: Any) -> bool:
+    """Whether a form would not show what is wrong: a list has a part for each of its values, and none where it is
+    empty.
+    """
+    return (
+        case.media_type == MULTIPART
+        and isinstance(case.body, dict)
+        and any(isinstance(value, list) for value in case.body.values())
+    )
+
+
 def _with_picture(case: Any) -> None:
     """A picture instead of a string that is none: no schema can say what a PNG is."""
     import base64
@@ -138,7 +161,7 @@ def _with_picture(case: Any) -> None:
     if case.media_type.startswith("image/"):
         case.body = PICTURE
     elif isinstance(case.body, dict) and "image" in case.body:
-        case.body["image"] = PICTURE if case.media_type.startswith("multipart") else base64.b64encode(PICTURE).decode()
+        case.body["image"] = PICTURE if case.media_type == MULTIPART else base64.b64encode(PICTURE).decode()
 
 
 def _said(error: BaseExceptionGroup[Any]) -> str:

@@ -30,6 +30,8 @@ MOST_FAILURES = 20
 _PROGRESS_SECONDS = 15.0
 _INTERRUPT_SECONDS = 0.5
 """A Ctrl-C reaches the processes that a round has started before it is noticed here."""
+_LONGEST = 4000
+"""Characters of an error, and of its traceback, that are kept."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class Report:
         with self._lock:
             self.run += 1
         if error is not None:
-            said = str(error) if isinstance(error, Wrong) else "".join(traceback.format_exception(error)[-4:]).strip()
+            said = str(error) if isinstance(error, Wrong) else _said(error)
             self.fail(said, each.number)
         self.progress()
 
@@ -263,8 +265,14 @@ class Report:
         }
 
 
+def _said(error: Exception) -> str:
+    """The error, and the end of its traceback. What Hypothesis adds to both comes last, and may be long."""
+    whole = "".join(traceback.format_exception(error)).strip()
+    return f"{type(error).__name__}: {str(error)[:_LONGEST]}\n{whole[-_LONGEST:]}"
+
+
 def carry_out(case: Case, seed: int, count: int, folder: Path, **options: Any) -> Report:
-    """Run a case; what ends it early is its failure, but for Ctrl-C."""
+    """Run a case; what ends it early is its failure, but for Ctrl-C or SIGTERM."""
     report = Report(case, seed, count, folder, **options)
     report.progress("begins", force=True)
     try:
@@ -272,7 +280,7 @@ def carry_out(case: Case, seed: int, count: int, folder: Path, **options: Any) -
     except KeyboardInterrupt:
         report.interrupt()
     except Exception as error:
-        report.fail("".join(traceback.format_exception(error)).strip())
+        report.fail(_said(error))
     if report.run != report.asked and not report.failures and not report.interrupted:
         report.fail(f"{report.run} of {report.asked} {case.unit} were run")
     report.progress("ends", force=True)

@@ -132,7 +132,7 @@ def served(folder: Path, settings: Mapping[str, str] | None = None, *, make_nois
     Args:
         folder: archives, models and the server's own folder lie in it.
         settings: more of its environment.
-        make_noise: its stages have no models, and their workers start in a third of the time.
+        make_noise: its stages have no models, and their workers start in less than half the time.
     """
     store = build(folder / "archives", partial(_changed, make_noise=make_noise))
     models = {} if make_noise else _copy_models(folder)

@@ -16,7 +16,7 @@ from stage_handler import StageHandler
 
 class NoiseHandler(StageHandler):
     @staticmethod
-    def stage_class():
+    def import_stage():
         from cloudvid_stages.noise import {stage_class}
 
         return {stage_class}

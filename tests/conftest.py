@@ -162,7 +162,7 @@ def server(tmp_path_factory, tiny_models, model_store) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def noise_store(tmp_path_factory) -> Path:
-    """Archives whose stages make noise: for tests of the server, whose workers then start in a third of the time."""
+    """Archives whose stages make noise: for tests of the server, whose workers then start in less than half the time."""
     from changed_archives import build, with_noise
 
     return build(tmp_path_factory.mktemp("noise"), with_noise)

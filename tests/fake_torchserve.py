@@ -3,6 +3,7 @@
 Requests go through `StageHandler` as in a worker: rows, headers, events and error bodies are the real ones.
 """
 
+import gc
 import json
 import struct
 import threading
@@ -27,13 +28,13 @@ _METRICS = str(Path(ts.__file__).parent / "configs/metrics.yaml")
 
 class _PictureHandler(StageHandler):
     @staticmethod
-    def stage_class():
+    def import_stage():
         return noise.Picture
 
 
 class _ClipHandler(StageHandler):
     @staticmethod
-    def stage_class():
+    def import_stage():
         return noise.Clip
 
 
@@ -45,6 +46,7 @@ class _Worker:
         section = {"handler": {"identity": identity, "step_seconds": step_seconds}}
         self.context = Context(str(stage), ".", {}, 1, None, "0.12.0", True, MetricsCacheYamlImpl(_METRICS), section)
         self.handler.initialize(self.context)
+        gc.unfreeze()  # this process is not a worker's, and has much to throw away
 
     def answer(self, row: dict[str, bytes], headers: dict[str, str], send: Callable[[bytes], None]):
         """Status, headers and last part of the answer; parts before it are sent as they come."""

@@ -73,6 +73,18 @@ def test_a_failed_round_is_reported_with_the_command_that_runs_it_alone_and_draw
     assert alone.run == 1
 
 
+def test_an_error_is_reported_however_much_is_added_to_it(tmp_path):
+    def fails(report):
+        for each in report.rounds():
+            with each:
+                error = ValueError("the error")
+                error.add_note("while generating\n" + "what Hypothesis drew\n" * 9)
+                raise error
+
+    (failure,) = carry_out(Case("T5", "", "", 1, 1, fails), 7, 1, tmp_path).failures
+    assert "ValueError: the error" in failure.what
+
+
 def test_what_is_timed_is_judged_in_the_soak_alone(tmp_path):
     judged = carry_out(TOY, 7, 3, tmp_path)
     assert [failure.what.partition(",")[0] for failure in judged.failures] == [
@@ -93,6 +105,24 @@ def test_a_whole_case_whose_limit_has_nothing_to_judge_has_failed(tmp_path):
         "refused after: nothing was measured"
     ]
     assert not carry_out(case, 7, 1, tmp_path).failures
+
+
+def test_sigterm_ends_the_suite_as_an_interrupt_does(tmp_path, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ended(report):
+        for each in report.rounds():
+            with each:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("soak.cases.CASES", {name: Case(name, "", "", 9, 1, ended) for name in ("T6", "T7")})
+    monkeypatch.setattr(sys, "argv", ["soak", "--seed", "7", "--output", str(tmp_path)])
+    try:
+        assert main() == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "T7" not in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_case_begins_no_more_rounds_and_has_not_failed(tmp_path):
