@@ -57,7 +57,7 @@ def _start(server: Server, model_store: Path) -> int:
         process = server.spawn(model_store)
         try:
             _wait_until_it_listens(server, process)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no half of a server stays
             server.stop()
             raise
     wait = "cloudvid wait"

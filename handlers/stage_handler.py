@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -50,13 +51,13 @@ logger = logging.getLogger(__name__)
 Row = Mapping[str, bytes | bytearray]
 
 
-class StageHandler:
+class StageHandler(ABC):
     """Serves one stage; a subclass names it."""
 
     @staticmethod
+    @abstractmethod
     def import_stage() -> type[LoadedStage]:
         """The stage: imported here, not by the handler's module, so that `initialize` can see to how that is done."""
-        raise NotImplementedError
 
     def initialize(self, context: Context) -> None:
         """Load the stage's model. Called once a worker, before its first request.

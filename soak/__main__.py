@@ -71,13 +71,12 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _run(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+def _run(case: Case, options: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
     described = {"id": case.id, "what": case.what, "passes": case.passes, "unit": case.unit}
     if obstacle := case.obstacle():
         print(f"{case.id}  not run: {obstacle}", file=sys.stderr)
         return described | {"not_run": obstacle}
     count = options.count or (case.short if options.short else case.count)
-    machine = _machine()  # what is committed meanwhile did not run
     with tempfile.TemporaryDirectory(prefix=f"soak-{case.id}-") as folder:
         report = carry_out(case, options.seed, count, Path(folder), only=options.round, timed=not options.short)
     whole = options.round is None and not options.short and count == case.count and not report.interrupted
@@ -91,9 +90,10 @@ def main() -> int:
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(10**9)
     print(f"seed {options.seed}", flush=True)
+    machine = _machine()  # what is committed meanwhile does not run
     results: list[dict[str, Any]] = []
     for name in options.ids:
-        results.append(_run(cases.CASES[name], options))
+        results.append(_run(cases.CASES[name], options, machine))
         table.keep([result for result in results[-1:] if result.get("whole")], options.output)
         if is_interrupted := results[-1].get("interrupted", False):
             break

@@ -266,7 +266,7 @@ class Report:
 
 
 def _said(error: Exception) -> str:
-    """The error, and the end of its traceback. What Hypothesis adds to both comes last, and may be long."""
+    """The error, and the end of its traceback, which may hold nothing but what Hypothesis adds to an error."""
     whole = "".join(traceback.format_exception(error)).strip()
     return f"{type(error).__name__}: {str(error)[:_LONGEST]}\n{whole[-_LONGEST:]}"
 

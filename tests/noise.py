@@ -1,7 +1,7 @@
 """Stages without pipelines: a picture or clip is noise that follows from its request, at once.
 
-For faults and for many requests. All else of a worker is the real one; it starts in less than half the time, since neither
-diffusers nor a model is loaded. A `directory` that is named must be there, as a model's must.
+For faults and for many requests. All else of a worker is the real one; it starts in less than half the time, since
+neither diffusers nor a model is loaded. A `directory` that is named must be there, as a model's must.
 """
 
 import json

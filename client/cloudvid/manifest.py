@@ -109,7 +109,7 @@ class Manifest:
             self.records, is_tidy = read_records(folder)
             if not is_tidy:
                 self._rewrite(self.records.values())
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the lock goes with whatever ended this
             os.close(self._lock)
             raise
 

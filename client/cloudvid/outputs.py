@@ -86,7 +86,7 @@ def _write_once(path: Path, data: bytes, disk: Disk) -> None:
         finally:
             os.close(handle)
         disk.replace(half, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: no half file stays
         half.unlink(missing_ok=True)
         raise
 
