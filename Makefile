@@ -17,12 +17,12 @@ endif
 SERVER := $(BIN)/python deploy/server.py
 START := --profile $(PROFILE) $(if $(PORT),--port $(PORT))
 
-.PHONY: help setup archives weights run serve start stop proxy test soak lint bench bench-smoke clean
+.PHONY: help setup archives demo-models weights run serve start stop proxy test soak lint bench bench-smoke clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo 'Settings: PROFILE=auto|tiny|real  SCENES=file  OUT=folder  PORT=8080  T2I_MODEL=  I2V_MODEL= (Hub id or folder)  RUN=name'
+	@echo 'Settings: PROFILE=auto|demo|real  SCENES=file  OUT=folder  PORT=8080  T2I_MODEL=  I2V_MODEL= (Hub id or folder)  RUN=name'
 
 setup: .venv/.ready ## create .venv, install what is pinned, and a Java runtime where there is none
 
@@ -47,6 +47,9 @@ model_store/i2v.mar: model_store/t2i.mar
 
 model_store/t2i.mar: .venv/.ready deploy/archives.py $(wildcard handlers/*.py handlers/*.yaml handlers/*/*.py client/cloudvid_schema/*.py)
 	@$(BIN)/python deploy/archives.py model_store
+
+demo-models: .venv/.ready ## train the demo models from scratch (CPU: 8 hours, GPU: 10 minutes; MINUTES=); resumes if interrupted
+	@PYTHONPATH=client:handlers $(BIN)/python -m demo train $(if $(MINUTES),--minutes $(MINUTES))
 
 weights: setup ## fetch the real models into the Hub's cache
 	@PYTHONPATH=handlers $(BIN)/python -m cloudvid_stages.weights t2i i2v --list
