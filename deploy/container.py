@@ -8,7 +8,7 @@
     cloudvid-container health [URL...]   0 where each stage that runs here, or each URL, is ready
     cloudvid-container COMMAND ...       `cloudvid COMMAND ...`
 
-PROFILE (auto, tiny, real) chooses the models. Exit codes are `cloudvid run`'s; of several files the worst one.
+PROFILE (auto, demo, real, tiny) chooses the models. Exit codes are `cloudvid run`'s; of several files the worst one.
 """
 
 import argparse

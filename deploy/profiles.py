@@ -1,4 +1,4 @@
-"""Which models a server starts with: the real ones, the tiny ones, or whatever a variable names.
+"""Which models a server starts with: the real ones, the demo pair, the tiny ones, or whatever a variable names.
 
 `CLOUDVID_T2I_MODEL` and `CLOUDVID_I2V_MODEL` choose a stage's model whatever the profile.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 from torchserve_process import STAGES
 
 _ROOT = Path(__file__).resolve().parent.parent
-PROFILES = ("auto", "tiny", "real")
+PROFILES = ("auto", "demo", "real", "tiny")
+_DEMO = _ROOT / "demo/models"
 
 
 class ModelsError(RuntimeError):
@@ -24,8 +25,8 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
     """Have the models of a profile at hand, and the environment variables that name them.
 
     Args:
-        profile: `real` fetches what the archives' YAML names, `tiny` makes small random ones, `auto` is `real`
-            where torch sees a CUDA GPU, else `tiny`.
+        profile: `real` fetches what the archives' YAML names, `demo` takes the pair that lies in this repository,
+            `tiny` makes small random ones, and `auto` is `real` where torch sees a CUDA GPU, else `demo`.
         stages: whose models.
 
     Raises:
@@ -33,7 +34,7 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
     """
     unnamed = [stage for stage in stages if not os.environ.get(f"CLOUDVID_{stage.upper()}_MODEL")]
     if profile == "auto" and unnamed:
-        profile = "real" if _has_gpu() else "tiny"
+        profile = "real" if _has_gpu() else "demo"
         print(f"profile {profile}: torch sees {'a' if profile == 'real' else 'no'} CUDA GPU", flush=True)
     # The workers start in another folder than this one.
     chosen = {stage: os.environ[f"CLOUDVID_{stage.upper()}_MODEL"] for stage in stages if stage not in unnamed}
@@ -47,7 +48,13 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
         if not all(folder.is_dir() for folder in folders.values()):
             _run("cloudvid_stages.tiny", str(_tiny_folder()))
         named |= {f"CLOUDVID_{stage.upper()}_MODEL": str(folders[stage]) for stage in unnamed}
-        print("the tiny models have random weights: what they make is noise (PROFILE=real takes real ones)", flush=True)
+        print("the tiny models have random weights: what they make is noise", flush=True)
+    if profile == "demo" and unnamed:
+        folders = {stage: _DEMO / f"cloudvid-demo-{stage}" for stage in unnamed}
+        if missing := [str(folder) for folder in folders.values() if not (folder / "model_index.json").is_file()]:
+            raise ModelsError(f"there is no model in {', '.join(missing)}: check it out again, or `make demo-models`")
+        named |= {f"CLOUDVID_{stage.upper()}_MODEL": str(folder) for stage, folder in folders.items()}
+        print("the demo models are toys that know a few things (PROFILE=real uses the real models)", flush=True)
     fetched = [stage for stage in stages if stage not in unnamed or profile == "real"]
     if fetched:
         _run("cloudvid_stages.weights", *fetched, "--settings", str(_ROOT / "handlers"))

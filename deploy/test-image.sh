@@ -4,7 +4,7 @@
 #   deploy/test-image.sh [SCENES]        default: examples/input_scenes.json
 #
 # ENGINE=docker|podman|buildah chooses. BASE_IMAGE, and options in BUILD_FLAGS, go to the build. IMAGE=NAME takes an
-# image that is there. OUT=FOLDER keeps the pictures and clips. The models are tiny: it needs no GPU, but uses one.
+# image that is there. OUT=FOLDER keeps the pictures and clips. The models are small: it needs no GPU, but uses one.
 set -euo pipefail
 scenes=$(realpath "${1:-$(dirname "$0")/../examples/input_scenes.json}")
 [ -z "${OUT:-}" ] || { mkdir -p "$OUT" && OUT=$(realpath "$OUT"); }
@@ -95,7 +95,7 @@ shell -- 'du -sm /opt/venv /app | sort -rn
 say 'the whole job'
 expect 2 run -v "$work/none:/app/input_data$z" "${results[@]}" --
 began=$SECONDS
-expect 0 run -e PROFILE=tiny "${in[@]}" "${results[@]}" --
+expect 0 run -e PROFILE=demo "${in[@]}" "${results[@]}" --
 echo "the whole job in $((SECONDS - began)) s"
 check() { # every picture and clip is there, is what the manifest says, can be decoded, and is the user's
     # shellcheck disable=SC2016
@@ -122,12 +122,12 @@ check
 say 'the whole job, stopped'
 sums() { (cd "$OUT/scenes" && sha256sum ./*.png ./*.mp4); }
 before=$(sums)
-begin job -e PROFILE=tiny "${in[@]}" "${results[@]}" -- --force
+begin job -e PROFILE=demo "${in[@]}" "${results[@]}" -- --force
 until_true 300 inside job cloudvid-container health
 has_made() { log job | grep -q "$1"; }
 until_true 300 has_made _base_image.png
 end job 130
-expect 0 run -e PROFILE=tiny "${in[@]}" "${results[@]}" --
+expect 0 run -e PROFILE=demo "${in[@]}" "${results[@]}" --
 check
 [ "$(sums)" = "$before" ] || fail 'the files made again are others'
 

@@ -16,6 +16,7 @@ from cloudvid_schema.protocol import (
     NDJSON,
     SEED_HEADER,
     TIMING_HEADER,
+    WARNINGS_HEADER,
     ErrorBody,
     Failed,
     ImageToVideoRequest,
@@ -62,6 +63,7 @@ def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]
             MODEL_HEADER: header("Identity of the model, `id@revision`."),
             DIGEST_HEADER: header("`sha-256=:<base64>:` of the body (RFC 9530)."),
             TIMING_HEADER: header("Milliseconds of denoise, decode, encode."),
+            WARNINGS_HEADER: header("What the model ignored in the request: a JSON array of texts."),
         },
         "content": {
             MEDIA_TYPE[stage]: {"schema": {"type": "string", "format": "binary"}},

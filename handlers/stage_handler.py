@@ -9,6 +9,7 @@ import atexit
 import base64
 import gc
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -35,6 +36,7 @@ from cloudvid_schema.protocol import (
     NDJSON,
     SEED_HEADER,
     TIMING_HEADER,
+    WARNINGS_HEADER,
     ErrorBody,
     Failed,
     Progress,
@@ -136,6 +138,7 @@ class StageHandler(ABC):
                     seed=output.seed,
                     model=self._loaded.identity,
                     timings=output.timings,
+                    warnings=list(output.warnings),
                     recipe=output.recipe,
                     data=output.data,
                 )
@@ -146,6 +149,8 @@ class StageHandler(ABC):
         context.set_response_header(index, DIGEST_HEADER, f"sha-256=:{base64.b64encode(digest.digest()).decode()}:")
         timing = ", ".join(f"{phase};dur={milliseconds:.1f}" for phase, milliseconds in output.timings.items())
         context.set_response_header(index, TIMING_HEADER, timing)
+        if output.warnings:
+            context.set_response_header(index, WARNINGS_HEADER, json.dumps(output.warnings))
         return output.data
 
     def _failure(self, error: Exception, stream: "_EventStream | None", context: Context, index: int) -> bytes:

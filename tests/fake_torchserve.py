@@ -41,9 +41,9 @@ class _ClipHandler(StageHandler):
 class _Worker:
     """A handler in its context, as TorchServe's worker process holds it."""
 
-    def __init__(self, stage: Stage, identity: str, step_seconds: float) -> None:
+    def __init__(self, stage: Stage, identity: str, step_seconds: float, warnings) -> None:
         self.handler = _PictureHandler() if stage is Stage.T2I else _ClipHandler()
-        section = {"handler": {"identity": identity, "step_seconds": step_seconds}}
+        section = {"handler": {"identity": identity, "step_seconds": step_seconds, "warnings": warnings}}
         self.context = Context(str(stage), ".", {}, 1, None, "0.12.0", True, MetricsCacheYamlImpl(_METRICS), section)
         self.handler.initialize(self.context)
         gc.unfreeze()  # this process is not a worker's, and has much to throw away
@@ -89,20 +89,25 @@ class FakeTorchServe(ThreadingHTTPServer):
         workers: of each stage.
         step_seconds: how long a step takes.
         fault: asked before each POST; an answer replaces the stage's own.
+        warnings: of each picture.
         cut: asked before each POST; how many bytes of the answer's body to send before the connection is cut.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, workers=1, step_seconds=0.0, fault=None, cut=None, identities=None, host="127.0.0.1", port=0):
+    def __init__(
+        self, workers=1, step_seconds=0.0, fault=None, cut=None, identities=None, warnings=(), host="127.0.0.1", port=0
+    ):
         super().__init__((host, port), _Http)
         names = identities or {stage: f"noise-{stage}@1" for stage in Stage}
         self.workers = dict.fromkeys(Stage, workers)
         self.states, self.health = dict.fromkeys(Stage, "READY"), 200
         """What the management API says of each stage's workers, and the status of /ping."""
         self.free = {stage: threading.Semaphore(workers) for stage in Stage}
-        self.pool = {stage: [_Worker(stage, names[stage], step_seconds) for _ in range(workers)] for stage in Stage}
+        self.pool = {
+            stage: [_Worker(stage, names[stage], step_seconds, warnings) for _ in range(workers)] for stage in Stage
+        }
         self.fault, self.cut = fault or (lambda stage, body: None), cut or (lambda stage: None)
         self.posts: Counter[Stage] = Counter()
         self.running: Counter[Stage] = Counter()

@@ -29,8 +29,8 @@ class _Noise:
     batches: ClassVar[bool] = False
     device = "cpu"
 
-    def __init__(self, identity: str, step_seconds: float, stall_seconds: float = 0.0) -> None:
-        self.identity = identity
+    def __init__(self, identity: str, step_seconds: float, stall_seconds: float = 0.0, warnings=()) -> None:
+        self.identity, self.warnings = identity, tuple(warnings)
         self.step_seconds, self.stall_seconds = step_seconds, stall_seconds
         self._seconds: dict[str, float] = {}
 
@@ -39,7 +39,8 @@ class _Noise:
         directory = section.get("directory")
         if directory and not Path(directory).is_dir():
             raise SettingsError(f"model directory {directory} is not there")
-        return cls(section["identity"], section["step_seconds"], section.get("stall_seconds", 0.0))
+        more = {name: section[name] for name in ("stall_seconds", "warnings") if name in section}
+        return cls(section["identity"], section["step_seconds"], **more)
 
     def describe(self) -> Description:
         return Description(stage=self.stage, model=self.identity, seconds=self._seconds)
@@ -70,7 +71,8 @@ class _Noise:
         source = json.dumps(parameters, sort_keys=True) + self.identity
         pixels = np.random.default_rng(list(digest_of(source.encode()).encode())).integers(0, 256, shape, np.uint8)
         if self.stage is Stage.T2I:
-            return Output(media.png_bytes(Image.fromarray(pixels), embedded), PNG, seed, timings, recipe)
+            data = media.png_bytes(Image.fromarray(pixels), embedded)
+            return Output(data, PNG, seed, timings, recipe, warnings=self.warnings)
         recipe["picture"] = {"sha256": digest_of(picture), "recipe": recipe_of_png(picture)}
         return Output(media.mp4_bytes(pixels, request.fps, embedded), MP4, seed, timings, recipe)
 

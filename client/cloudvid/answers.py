@@ -19,6 +19,7 @@ from cloudvid_schema.protocol import (
     MODEL_HEADER,
     SEED_HEADER,
     TIMING_HEADER,
+    WARNINGS_HEADER,
     ErrorBody,
     Event,
     Failed,
@@ -28,6 +29,7 @@ from cloudvid_schema.protocol import (
     Started,
 )
 
+_WARNINGS = TypeAdapter(tuple[str, ...])
 _EVENT: TypeAdapter[Started | Progress | Result | Failed] = TypeAdapter(Event)
 
 OnEvent = Callable[[Started | Progress], None]
@@ -46,6 +48,8 @@ class Generated:
     """Identity of the model, `id@revision`."""
     timings: dict[str, float]
     """Milliseconds of each phase on the server."""
+    warnings: tuple[str, ...] = ()
+    """What the model ignored in the request."""
 
     @cached_property
     def sha256(self) -> str:
@@ -99,7 +103,17 @@ def whole(stage: Stage, response: requests.Response) -> Generated:
         seed, model = int(headers[SEED_HEADER]), headers[MODEL_HEADER]
     except (KeyError, ValueError):
         raise errors.BrokenAnswer(f"{stage}: the answer lacks {SEED_HEADER} or {MODEL_HEADER}") from None
-    return Generated(data, headers.get("Content-Type", ""), seed, model, timings)
+    return Generated(
+        data, headers.get("Content-Type", ""), seed, model, timings, _warnings(headers.get(WARNINGS_HEADER, "[]"))
+    )
+
+
+def _warnings(header: str) -> tuple[str, ...]:
+    """The texts of a header, fit for a terminal. One that cannot be read is no reason to lose a file that is whole."""
+    try:
+        return tuple(map(plain, _WARNINGS.validate_json(header)))
+    except ValidationError:
+        return (f"{WARNINGS_HEADER} cannot be read: {plain(header)}",)
 
 
 def _lines(response: requests.Response) -> Iterator[bytes]:
@@ -134,7 +148,14 @@ def streamed(stage: Stage, response: requests.Response, on_event: OnEvent) -> Ge
         if isinstance(event, Failed):
             raise failure(stage, event)
         if isinstance(event, Result):
-            made = Generated(event.data, event.media_type, event.seed, event.model, event.timings)
+            made = Generated(
+                event.data,
+                event.media_type,
+                event.seed,
+                event.model,
+                event.timings,
+                tuple(map(plain, event.warnings)),
+            )
             if len(made.data) != event.size or made.sha256 != event.sha256:
                 raise errors.BrokenAnswer(f"{stage}: the file does not match its digest")
             return made

@@ -253,6 +253,7 @@ class _Batch:
             seed=entry.seed,
             model=entry.model,
             seconds=round(finished.seconds, 3),
+            warnings=entry.warnings or (),
         )
         if job.stage is Stage.T2I:
             self._waiting[Stage.I2V].append(job.scene)

@@ -77,6 +77,8 @@ class StageDone(_Event):
     model: str
     seconds: float
     """What the server spent on it."""
+    warnings: tuple[str, ...] = ()
+    """What the model ignored in the request."""
 
 
 class SceneDone(_Event):

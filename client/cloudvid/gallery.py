@@ -14,7 +14,8 @@ from cloudvid.decisions import file_name, request_of
 from cloudvid.manifest import Entry, Record, request_digest
 from cloudvid.outputs import Disk, write_file
 from cloudvid.scenes import Scene
-from cloudvid_schema.protocol import TINY_MODEL, Stage
+from cloudvid.toys import toy_note
+from cloudvid_schema.protocol import Stage
 
 NAME = "index.html"
 _TEMPLATE = Environment(
@@ -40,8 +41,7 @@ def write_gallery(
     cards = [_card(scene, records.get(scene.id), failed.get(scene.id)) for scene in scenes]
     counts = {status: sum(card["status"] == status for card in cards) for status in ("done", "failed", "to do")}
     models = sorted({model for card in cards for model in card["models"]})  # type: ignore[attr-defined]
-    is_noise = any(model.startswith(TINY_MODEL) for model in models)
-    text = _TEMPLATE.render(cards=cards, counts=counts, models=models, is_noise=is_noise)
+    text = _TEMPLATE.render(cards=cards, counts=counts, models=models, note=toy_note(models))
     return write_file(folder / NAME, text.encode(), disk)
 
 
@@ -56,6 +56,7 @@ def _card(scene: Scene, record: Record | None, error: str | None) -> dict[str, o
         "motion": scene.motion_desc,
         "status": "failed" if error else "done" if is_done else "to do",
         "error": error,
+        "warnings": [text for entry in entries.values() if entry for text in entry.warnings or ()],
         "picture": quote(scene.picture_name) if picture else None,
         "clip": quote(scene.video_name) if is_done else None,
         "parameters": {stage: _parameters(scene, stage, entries[stage]) for stage in Stage},

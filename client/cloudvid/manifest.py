@@ -37,6 +37,8 @@ class Entry(BaseModel):
     sha256: str
     seed: int
     model: str
+    warnings: tuple[str, ...] | None = None
+    """What the request asked for and the model did not do, where there was anything."""
     picture_sha256: str | None = None
     """Of a clip: the picture that it was made from."""
     request_sha256: str

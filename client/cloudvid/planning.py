@@ -13,6 +13,7 @@ from cloudvid.room import MARGIN, most_bytes
 from cloudvid.scenes import Scene
 from cloudvid_schema.protocol import Description, ImageToVideoRequest, Request, Stage
 from cloudvid_schema.sizes import DEFAULT_FRAMES, clip_size
+from cloudvid_schema.vocabulary import vocabulary_warnings
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def make_plan(
     records, _ = read_records(folder)
     plan = Plan()
     most = 0
+    painter = descriptions.get(Stage.T2I)
+    known = None if painter is None or painter.vocabulary is None else frozenset(painter.vocabulary)
     for scene in scenes:
         record = records.get(scene.id)
         drawn = entry_of(record, Stage.T2I)
@@ -99,6 +102,8 @@ def make_plan(
             plan.stages.append(StagePlan(scene.id, stage, reason, steps, seconds))
             most += most_bytes(request, scene.t2i_request()) if reason else 0
         plan.warnings += _size_warnings(scene)
+        if known is not None:
+            plan.warnings += [f"{scene.id}: {text}" for text in vocabulary_warnings(scene.t2i_request(), known)]
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = disk.free(there)
     if free is not None and most and free < most + MARGIN:

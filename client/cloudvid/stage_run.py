@@ -204,6 +204,7 @@ class StageRunner:
             sha256=result.sha256,
             seed=result.seed,
             model=result.model,
+            warnings=result.warnings or None,
             picture_sha256=job.picture.sha256 if job.picture else None,
             request_sha256=request_digest(job.request),
             request=canonical(job.request),

@@ -47,6 +47,8 @@ class Output:
     frames: int = 1
     together: int = 1
     """How many requests were carried out in the same call of the pipeline."""
+    warnings: tuple[str, ...] = ()
+    """What the model ignored in the request."""
     memory_retries: int = 0
     """How often something was done again in smaller parts because memory ran out."""
 

@@ -28,6 +28,8 @@ MODEL_HEADER = "CloudVid-Model"
 """Identity of the model: `id@revision`; a local directory's revision is a fingerprint of its files."""
 DIGEST_HEADER = "Content-Digest"
 """`sha-256=:<base64>:` of the body (RFC 9530)."""
+WARNINGS_HEADER = "CloudVid-Warnings"
+"""What the model ignored in the request: a JSON array of texts, in ASCII. Absent where there are none."""
 TIMING_HEADER = "Server-Timing"
 """Milliseconds of each phase: `denoise;dur=812.3, decode;dur=95.0, encode;dur=31.2`."""
 
@@ -43,6 +45,8 @@ RECIPE_KEY = "cloudvid"
 
 TINY_MODEL = "cloudvid-tiny"
 """Model names that begin so have small random weights: what they make is noise."""
+DEMO_MODEL = "cloudvid-demo"
+"""Model names that begin so are of the demo pair: toys that know a few things."""
 
 
 class Stage(StrEnum):
@@ -184,6 +188,8 @@ class Description(BaseModel):
     """Most bytes that this worker has held: of its GPU, or resident where it runs on a CPU."""
     num_frames: int | None = None
     """Of i2v: how many frames a clip has where the request does not say."""
+    vocabulary: list[str] | None = None
+    """Of t2i: the words that the model knows, where it knows only some."""
 
 
 class Started(BaseModel):
@@ -226,6 +232,8 @@ class Result(BaseModel):
     model: str
     timings: dict[str, float]
     """Milliseconds of each phase."""
+    warnings: list[str] = []
+    """What the model ignored in the request."""
     recipe: dict[str, Any]
     """What made the file: see the file's own metadata."""
     data: Annotated[bytes, PlainSerializer(_base64, when_used="json"), WithJsonSchema(_BASE64)]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cloudvid_stages.settings import SettingsError
 
-PATTERNS = ("model_index.json", "[!.]*/*.json", "[!.]*/*.txt", "[!.]*/*.safetensors", "[!.]*/*.model")
+VOCABULARY = "vocabulary.txt"
+PATTERNS = ("model_index.json", VOCABULARY, "[!.]*/*.json", "[!.]*/*.txt", "[!.]*/*.safetensors", "[!.]*/*.model")
 """The files of a model that a pipeline may load."""
 _LIST = "SHA256SUMS"
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")

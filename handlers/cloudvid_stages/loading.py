@@ -13,9 +13,10 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from cloudvid_schema.protocol import Stage
+from cloudvid_schema.vocabulary import words
 from cloudvid_stages import memory, speed
 from cloudvid_stages.deep_cache import DeepCache
-from cloudvid_stages.digests import check_list, sha256
+from cloudvid_stages.digests import VOCABULARY, check_list, sha256
 from cloudvid_stages.settings import SettingsError, StageSettings, TextToImageSettings
 from cloudvid_stages.weights import PIPELINES, find, find_lora
 
@@ -35,6 +36,8 @@ class LoadedPipeline:
     """The same, as torch has it."""
     device: torch.device
     deep_cache: DeepCache | None
+    vocabulary: frozenset[str] | None
+    """The words that the model knows, where its directory lists them."""
 
 
 def load_pipeline(stage: Stage, settings: StageSettings, device: str) -> LoadedPipeline:
@@ -81,7 +84,22 @@ def load_pipeline(stage: Stage, settings: StageSettings, device: str) -> LoadedP
     memory.place(pipeline, settings.offload, device)
     deep_cache = DeepCache(pipeline.unet, settings.deep_cache) if settings.deep_cache else None
     speed.compile_unet(pipeline, settings)
-    return LoadedPipeline(pipeline, identity, precision, dtype, torch.device(device), deep_cache)
+    vocabulary = read_vocabulary(checkpoint.path)
+    return LoadedPipeline(pipeline, identity, precision, dtype, torch.device(device), deep_cache, vocabulary)
+
+
+def read_vocabulary(model: Path) -> frozenset[str] | None:
+    """The words of a model's `vocabulary.txt` (UTF-8), or None if it has no such file.
+
+    Raises:
+        SettingsError: the file is not UTF-8.
+    """
+    try:
+        return frozenset(words((model / VOCABULARY).read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"model: {VOCABULARY} must be UTF-8: {error}") from None
 
 
 def _set_scheduler(pipeline: DiffusionPipeline, settings: TextToImageSettings) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cloudvid_schema.jobs import Job, Output
-from cloudvid_schema.protocol import PNG, RequestError, Stage, TextToImageRequest
+from cloudvid_schema.protocol import PNG, Description, RequestError, Stage, TextToImageRequest
+from cloudvid_schema.vocabulary import vocabulary_warnings
 from cloudvid_stages import media
 from cloudvid_stages.limits import check_limits
 from cloudvid_stages.recipe import NOT_PARAMETERS, make_recipe
@@ -32,6 +33,11 @@ class TextToImage(PipelineStage[TextToImageSettings]):
     stage: ClassVar[Stage] = Stage.T2I
     batches: ClassVar[bool] = True
     smallest: ClassVar[str] = "64x64"
+
+    def describe(self) -> Description:
+        """What this worker says of itself."""
+        known = self._loaded.vocabulary
+        return super().describe().model_copy(update={"vocabulary": None if known is None else sorted(known)})
 
     def _accept(self, job: Job) -> _Accepted:
         request = job.request
@@ -75,10 +81,25 @@ class TextToImage(PipelineStage[TextToImageSettings]):
             recipe = make_recipe(self.stage, parameters, self._made_with(len(group)), request.metadata)
             data = media.png_bytes(image, recipe if request.embed_recipe else None)
             steps = first.num_inference_steps
-            outcomes.append(Output(data, PNG, accepted.seed, watch.timings, recipe, steps, together=len(group)))
+            outcomes.append(
+                Output(
+                    data,
+                    PNG,
+                    accepted.seed,
+                    watch.timings,
+                    recipe,
+                    steps,
+                    together=len(group),
+                    warnings=self._warnings(request),
+                )
+            )
         watch.step("encode", 1, 1)
         self._meter.count(watch.timings, first.width * first.height * len(group), first.num_inference_steps)
         return outcomes
+
+    def _warnings(self, request: TextToImageRequest) -> tuple[str, ...]:
+        known = self._loaded.vocabulary
+        return () if known is None else tuple(vocabulary_warnings(request, known))
 
     def _warm_up_job(self, size: Sequence[int], steps: int) -> Job:
         if len(size) not in (0, 2):

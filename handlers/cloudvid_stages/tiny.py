@@ -43,7 +43,7 @@ _DOWN = ("DownEncoderBlock2D",) * 4
 _UP = ("UpDecoderBlock2D",) * 4
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """GPT-2's printable stand-in for each byte: itself where it is printable, else a character from U+0100 on."""
     kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
@@ -52,7 +52,7 @@ def _byte_characters() -> list[str]:
 
 def _tokenizer() -> CLIPTokenizer:
     """CLIP's tokenizer with a vocabulary of single bytes: every prompt has tokens, no merge is learned."""
-    characters = _byte_characters()
+    characters = byte_characters()
     tokens = [*characters, *(f"{c}</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)

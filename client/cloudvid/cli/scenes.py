@@ -51,7 +51,7 @@ def plan(
         what = f"run: {stage.reason}, {stage.steps} steps" if stage.reason else "skip: there and intact"
         print(f"{stage.scene:<{width}}  {stage.stage}  {what}")
     for warning in made.warnings:
-        print(f"note: {warning}")
+        print(f"warning: {warning}")
     seconds = made.seconds({stage: status.ready for stage, status in seen.items()})
     running = sum(stage.reason is not None for stage in made.stages)
     text = f"{running} of {len(made.stages)} files to make, {made.steps} steps"

@@ -1,5 +1,6 @@
 """Commands for one picture or one clip: image, video."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 from cloudvid.answers import Generated, plain
 from cloudvid.cli.options import takes_client, takes_parameters
 from cloudvid.client import Client
+from cloudvid.toys import toy_note
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
@@ -47,4 +49,8 @@ def _check_suffix(output: Path, suffix: str) -> None:
 
 def _report(result: Generated, output: Path) -> None:
     result.save(output)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{output}  {len(result.data):,} bytes, seed {result.seed}, {plain(result.model)}")
+    if note := toy_note([result.model]):
+        print(f"note: {note}")

@@ -19,7 +19,8 @@ from cloudvid.events import (
     StageRetried,
     StageStarted,
 )
-from cloudvid_schema.protocol import TINY_MODEL, Stage
+from cloudvid.toys import toy_note
+from cloudvid_schema.protocol import Stage
 
 _PROGRESS_SECONDS = 15.0  # between two lines about the same clip, where there are no bars
 
@@ -97,14 +98,16 @@ class PlainView:
         self._out, self._clock = out, clock
         self._pace = Pace(clock)
         self._last_line = clock()
-        self._is_noise = False
+        self._models: set[str] = set()
 
     def show(self, event: BatchEvent) -> None:
         """Print what is worth a line."""
         self._pace.take(event)
         match event:
             case StageDone():
-                self._is_noise = self._is_noise or event.model.startswith(TINY_MODEL)
+                self._models.add(event.model)
+                for warning in event.warnings:
+                    self._print(f"warning: {event.scene}: {warning}", sys.stderr)
                 self._print(f"{event.path}  {event.size:,} bytes, {event.seconds:.1f} s, seed {event.seed}")
             case SceneFailed():
                 self._print(f"failed: {event.scene}: {event.message}", sys.stderr)
@@ -115,8 +118,8 @@ class PlainView:
             case BatchStarted() if None in event.models.values():
                 self._print(UNSEEN_NOTE)
             case BatchFinished():
-                if self._is_noise:
-                    self._print(NOISE_NOTE)
+                if note := toy_note(self._models):
+                    self._print(f"note: {note}")
                 self._print(summary(event))
 
     def _print(self, line: str, out: TextIO | None = None) -> None:
@@ -125,9 +128,6 @@ class PlainView:
 
     def close(self) -> None:
         """Nothing to leave."""
-
-
-NOISE_NOTE = "note: the tiny models have random weights, so these pictures are noise; PROFILE=real makes real ones"
 
 
 UNSEEN_NOTE = (
@@ -146,7 +146,7 @@ class LiveView:
 
     def __init__(self, console: Console, on_clock: bool = True) -> None:
         self._pace = Pace()
-        self._is_noise = False
+        self._models: set[str] = set()
         self._console = console
         columns = (
             TextColumn("{task.description:<6}"),
@@ -179,12 +179,7 @@ class LiveView:
                 self._parts[event.stage][event.scene] = 0.95 * share  # decoding and encoding are the rest
                 self._move(event.stage, f"{event.scene} {self._pace.step_text(event)}")
             case StageDone():
-                self._parts[event.stage].pop(event.scene, None)
-                self._is_noise = self._is_noise or event.model.startswith(TINY_MODEL)
-                self._console.print(
-                    f"{event.path}  {event.size:,} bytes, {event.seconds:.1f} s", markup=False, highlight=False
-                )
-                self._move(event.stage)
+                self._done(event)
             case SceneSkipped():
                 for stage in Stage:
                     self._move(stage)
@@ -198,9 +193,17 @@ class LiveView:
                 self._console.print(text, style="yellow", markup=False)
             case BatchFinished():
                 self.close()
-                if self._is_noise:
-                    self._console.print(NOISE_NOTE, markup=False, highlight=False)
+                if note := toy_note(self._models):
+                    self._console.print(f"note: {note}", markup=False, highlight=False)
                 self._console.print(summary(event), markup=False, highlight=False)
+
+    def _done(self, event: StageDone) -> None:
+        self._parts[event.stage].pop(event.scene, None)
+        self._models.add(event.model)
+        for warning in event.warnings:
+            self._console.print(f"warning: {event.scene}: {warning}", style="yellow", markup=False)
+        self._console.print(f"{event.path}  {event.size:,} bytes, {event.seconds:.1f} s", markup=False, highlight=False)
+        self._move(event.stage)
 
     def _move(self, stage: Stage, detail: str = "") -> None:
         done = len(self._pace.settled[stage])

@@ -78,7 +78,7 @@ def torch(place: Place) -> Iterator[Finding]:
         return
     found = f"torch {version} sees no CUDA GPU: models run on the CPU"
     if not _nvidia_gpus(place)[1]:
-        remedy = "PROFILE=tiny tries everything out; the real models need a GPU to be of use"
+        remedy = "PROFILE=demo draws a few things in seconds; the real models need a GPU to be of use"
         yield Finding(check="torch", level="note", found=found, remedy=remedy)
     elif built is None:
         remedy = "there is a GPU: install a build of torch with CUDA (`make clean`, then `make setup`)"
@@ -125,7 +125,7 @@ def memory(place: Place) -> Iterator[Finding]:
         remedy = "end other programs; a worker that finds no memory is killed"
         yield Finding(check="memory", level="problem", found=found, remedy=remedy)
     elif place.serves and size < _REAL_MEMORY:
-        remedy = "enough for the tiny models; the real ones take some 3 and 5 GB while they load, twice that on a CPU"
+        remedy = "enough for the demo models; the real ones take some 3 and 5 GB while they load, twice that on a CPU"
         yield Finding(check="memory", level="note", found=found, remedy=remedy)
     else:
         yield Finding(check="memory", level="ok", found=found)

@@ -88,7 +88,7 @@ def _weights_of(place: Place, stage: Stage, settings: dict[str, Any]) -> Finding
         if snapshot := _snapshot(place.hub_cache, name, settings["revision"]):
             return _whole(stage, name, snapshot, "`make weights` fetches what is missing")
     found = f"{stage}: {named} is not in {place.hub_cache}"
-    remedy = "`make weights` fetches it (`make start PROFILE=real` does too); PROFILE=tiny needs none"
+    remedy = "`make weights` fetches it (`make start PROFILE=real` does too); PROFILE=demo needs none"
     return Finding(check="weights", level="note", found=found, remedy=remedy)
 
 
