@@ -15,7 +15,7 @@ import pytest
 import requests
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "handlers"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "handlers"), str(ROOT / "deploy"), str(ROOT)]
 for name in [name for name in os.environ if name.startswith("CLOUDVID_")]:
     del os.environ[name]  # a developer's own server is none of the tests' business
 for sign in (signal.SIGINT, signal.SIGHUP):

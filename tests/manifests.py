@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 
 FOLDER = ROOT / "deploy/kubernetes"
-OVERLAYS = ("base", "front", "overlays/gpu", "overlays/keda", "overlays/kserve", "overlays/tiny")
+OVERLAYS = ("base", "front", "overlays/gpu", "overlays/keda", "overlays/kserve", "overlays/demo")
 WORKLOADS = tuple(name for name in OVERLAYS if name != "front")
 _KUBECTL = shutil.which("kubectl")
 

@@ -101,7 +101,7 @@ def test_a_profile_that_is_none_is_refused_before_anything_starts(app_folder):
     (app_folder / "input_data/a.json").write_text(json.dumps([SCENE]))
     for arguments in ([], ["serve", "t2i"], ["weights"]):
         code, _, stderr = run(app_folder, *arguments, PROFILE="huge")
-        assert (code, stderr) == (2, "error: PROFILE must be one of auto, tiny, real, got 'huge'\n")
+        assert (code, stderr) == (2, "error: PROFILE must be one of auto, demo, real, tiny, got 'huge'\n")
 
 
 def test_any_other_word_is_a_command_of_cloudvid(app_folder):

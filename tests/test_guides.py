@@ -111,8 +111,8 @@ def test_a_server_its_proxy_and_a_front_are_set_up_as_the_guides_say(checkout):
     (start, wait, batch) = console((ROOT / "README.md").read_text(), "A server that stays")
     for command in (start, wait):
         run(command, folder, environment)
-    assert "done" in run(f"{batch} --only tea_house_002", folder, environment)
-    assert (folder / "output/tea_house_002_video.mp4").is_file()
+    assert "done" in run(f"{batch} --only balloon_dawn_002", folder, environment)
+    assert (folder / "output/balloon_dawn_002_video.mp4").is_file()
     guide = (ROOT / "docs/deploying.md").read_text()
     (again, doctor, scale, ps, tokens, host) = console(guide, "One machine")
     assert again.startswith("make start"), "the server of before is the one that runs"

@@ -247,13 +247,13 @@ def test_the_gpu_overlay_gives_each_server_one_gpu_and_needs_no_spare_one():
         assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": "10%"}
 
 
-def test_the_tiny_overlay_needs_no_volume_no_weights_and_no_network():
+def test_the_demo_overlay_needs_no_volume_no_weights_and_no_network():
     """Through the component for images that have their weights in them."""
-    assert not of_kind("overlays/tiny", "Job", "PersistentVolumeClaim")
-    assert not any("egress" in policy["spec"] for policy in of_kind("overlays/tiny", "NetworkPolicy"))
-    (values,) = [resource["data"] for resource in of_kind("overlays/tiny", "ConfigMap")]
-    assert values["PROFILE"] == "tiny"
-    for _, _, spec in stages("overlays/tiny"):
+    assert not of_kind("overlays/demo", "Job", "PersistentVolumeClaim")
+    assert not any("egress" in policy["spec"] for policy in of_kind("overlays/demo", "NetworkPolicy"))
+    (values,) = [resource["data"] for resource in of_kind("overlays/demo", "ConfigMap")]
+    assert values["PROFILE"] == "demo"
+    for _, _, spec in stages("overlays/demo"):
         assert not spec["initContainers"]
 
 
