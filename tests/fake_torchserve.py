@@ -41,7 +41,7 @@ class _ClipHandler(StageHandler):
 class _Worker:
     """A handler in its context, as TorchServe's worker process holds it."""
 
-    def __init__(self, stage: Stage, identity: str, step_seconds: float, warnings) -> None:
+    def __init__(self, stage: Stage, identity: str, step_seconds: float, warnings=()) -> None:
         self.handler = _PictureHandler() if stage is Stage.T2I else _ClipHandler()
         section = {"handler": {"identity": identity, "step_seconds": step_seconds, "warnings": warnings}}
         self.context = Context(str(stage), ".", {}, 1, None, "0.12.0", True, MetricsCacheYamlImpl(_METRICS), section)

@@ -36,7 +36,7 @@ def test_run_writes_a_picture_and_a_clip_for_each_scene(server, scene_file, tmp_
     done = cloudvid("run", scene_file, "--output-dir", "out", cwd=tmp_path, environment=server.environment)
     assert done.returncode == 0, done.stderr
     assert "2 of 2 scenes done" in done.stdout
-    assert "random weights" in done.stdout
+    assert "weights are random" in done.stdout
     for index in range(2):
         with Image.open(tmp_path / f"out/scene_{index}_base_image.png") as image:
             assert image.size == (128, 64)
