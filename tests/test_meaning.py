@@ -202,12 +202,12 @@ def scaling_factor_halved(pipeline):
 def dropped(name):
     def break_it(pipeline):
         kind = type(pipeline)
-        call = kind.__call__
-        pipeline.__class__ = type(
-            kind.__name__,
-            (kind,),
-            {"__call__": lambda self, **given: call(self, **{k: v for k, v in given.items() if k != name})},
-        )
+
+        def call(self, *inputs, **given):
+            given.pop(name)
+            return kind.__call__(self, *inputs, **given)
+
+        pipeline.__class__ = type(kind.__name__, (kind,), {"__call__": call})
 
     break_it.__name__ = f"{name}_dropped"
     return break_it

@@ -158,7 +158,7 @@ def test_plan_says_what_would_run_and_why_and_how_long(fake, tmp_path):
         "s2  t2i  run: new, 2 steps",
         "s2  i2v  run: new, 2 steps",
     ]
-    assert lines[6] == "note: s1: the picture is 64×64, the clip 128×64: it will be padded"
+    assert lines[6] == "warning: s1: the picture is 64×64, the clip 128×64: it will be padded"
     assert lines[7].startswith("5 of 6 files to make, 13 steps; about ")
 
 
