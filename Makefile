@@ -48,7 +48,7 @@ model_store/i2v.mar: model_store/t2i.mar
 model_store/t2i.mar: .venv/.ready deploy/archives.py $(wildcard handlers/*.py handlers/*.yaml handlers/*/*.py client/cloudvid_schema/*.py)
 	@$(BIN)/python deploy/archives.py model_store
 
-demo-models: .venv/.ready ## train the demo models from scratch (CPU: 8 hours, GPU: 10 minutes; MINUTES=); resumes if interrupted
+demo-models: .venv/.ready ## train the demo models from scratch (8 hours of work on a CPU, 8 minutes on a GPU; MINUTES=); resumes if interrupted
 	@PYTHONPATH=client:handlers $(BIN)/python -m demo train $(if $(MINUTES),--minutes $(MINUTES))
 
 weights: setup ## fetch the real models into the Hub's cache

@@ -1,26 +1,12 @@
 """Whether what was made is right: the pixels of files, compared."""
 
-import io
-import tempfile
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
-from PIL import Image
 from stand import WrongOutput
 
 from cloudvid import Scene
-
-
-def pixels(data: bytes) -> np.ndarray:
-    """The pixels of a PNG or MP4 file, N×H×W×3 uint8, RGB."""
-    if data.startswith(b"\x89PNG"):
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[None]
-    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-        Path(file.name).write_bytes(data)
-        frames = imageio_ffmpeg.read_frames(file.name)
-        width, height = next(frames)["size"]
-        return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in frames])
+from demo.motion import pixels_of
 
 
 def check(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -29,7 +15,7 @@ def check(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         WrongOutput: another size or number of frames, or one colour throughout, which is what NaN becomes.
     """
-    found = pixels(data)
+    found = pixels_of(data)
     if found.shape != shape:
         raise WrongOutput(f"made {found.shape}, not {shape}")
     if found.min() == found.max():
@@ -47,5 +33,5 @@ def check_scenes(scenes: list[Scene], folder: Path, same_as: Path | None = None)
         side = scene.t2i_params.height, scene.t2i_params.width, 3
         for name, count in ((scene.picture_name, 1), (scene.video_name, scene.i2v_params.num_frames or 0)):
             found = check((folder / name).read_bytes(), (count, *side))
-            if same_as is not None and not np.array_equal(found, pixels((same_as / name).read_bytes())):
+            if same_as is not None and not np.array_equal(found, pixels_of((same_as / name).read_bytes())):
                 raise WrongOutput(f"{name} has other pixels")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "client"), str(ROOT / "handlers"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "client"), str(ROOT / "handlers"), str(ROOT / "deploy"), str(ROOT)]
 
 import archives  # noqa: E402
 import profiles  # noqa: E402

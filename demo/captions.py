@@ -56,7 +56,7 @@ _GROUNDS: dict[Ground, tuple[str, ...]] = {
 }
 _CALM_SEAS = ("a calm sea", "a quiet sea", "a calm ocean", "calm water", "a blue sea")
 _ROUGH_SEAS = ("a stormy sea", "a rough sea", "a wild sea", "a stormy ocean", "a raging sea", "high waves")
-_KINDS: dict[Kind, tuple[str, ...]] = {
+KIND_NAMES: dict[Kind, tuple[str, ...]] = {
     "lighthouse": ("lighthouse",),
     "boat": ("sailing boat", "sailboat", "boat", "ship", "sailing ship"),
     "house": ("house", "cottage", "cabin", "hut"),
@@ -108,26 +108,93 @@ _AT: dict[Ground, tuple[str, ...]] = {
     "snow": ("in", "on"),
 }
 _ADJECTIVES = (
-    "majestic", "old", "small", "little", "big", "large", "lonely", "beautiful", "lovely", "distant", "tall", "ancient",
-    "tiny", "huge", "magical", "wooden", "bright", "simple", "quiet", "shimmering",
-)  # fmt: skip
+    "majestic",
+    "old",
+    "small",
+    "little",
+    "big",
+    "large",
+    "lonely",
+    "beautiful",
+    "lovely",
+    "distant",
+    "tall",
+    "ancient",
+    "tiny",
+    "huge",
+    "magical",
+    "wooden",
+    "bright",
+    "simple",
+    "quiet",
+    "shimmering",
+)
 _OPENINGS = (
-    "a picture of", "an illustration of", "a painting of", "a drawing of", "a view of", "a scene with", "an image of",
-    "epic high fantasy landscape,", "fantasy landscape,", "flat illustration,", "storybook illustration,", "landscape,",
-    "wide shot of", "concept art of", "please draw", "show me",
-)  # fmt: skip
+    "a picture of",
+    "an illustration of",
+    "a painting of",
+    "a drawing of",
+    "a view of",
+    "a scene with",
+    "an image of",
+    "epic high fantasy landscape,",
+    "fantasy landscape,",
+    "flat illustration,",
+    "storybook illustration,",
+    "landscape,",
+    "wide shot of",
+    "concept art of",
+    "please draw",
+    "show me",
+)
 _ENDINGS = (
-    "highly detailed", "cinematic", "digital art", "watercolour", "watercolor", "photograph", "storybook style",
-    "flat style", "minimal", "vector art", "soft light", "dramatic light", "masterpiece", "high quality", "wide angle",
-    "dramatic", "peaceful", "atmospheric", "colourful", "colorful", "detailed", "long exposure", "film still",
-)  # fmt: skip
+    "highly detailed",
+    "cinematic",
+    "digital art",
+    "watercolour",
+    "watercolor",
+    "photograph",
+    "storybook style",
+    "flat style",
+    "minimal",
+    "vector art",
+    "soft light",
+    "dramatic light",
+    "masterpiece",
+    "high quality",
+    "wide angle",
+    "dramatic",
+    "peaceful",
+    "atmospheric",
+    "colourful",
+    "colorful",
+    "detailed",
+    "long exposure",
+    "film still",
+)
 _NAMES_SHARE = 0.08
 _MISTAKES = {"subjects": 0.3, "sky": 0.1, "ground": 0.1}
 """Shares of sentences that are wrong about something."""
 _UNWANTED = (
-    "blurry", "low quality", "cartoon", "watermark", "text", "ugly", "bad", "worst quality", "noise", "people",
-    "grainy", "deformed", "out of focus", "signature", "frame", "border", "jpeg artifacts", "blurred",
-)  # fmt: skip
+    "blurry",
+    "low quality",
+    "cartoon",
+    "watermark",
+    "text",
+    "ugly",
+    "bad",
+    "worst quality",
+    "noise",
+    "people",
+    "grainy",
+    "deformed",
+    "out of focus",
+    "signature",
+    "frame",
+    "border",
+    "jpeg artifacts",
+    "blurred",
+)
 """What negative prompts are made of."""
 _EXTRAS: dict[str, tuple[str, ...]] = {
     "sun": ("the sun", "a bright sun", "the sun in the sky"),
@@ -169,7 +236,7 @@ def training_caption(scene: Scene, random: Random) -> str:
     surely than a sentence does: guidance moves from the one prediction to the other, and beyond.
     """
     if random.random() < _NAMES_SHARE:
-        bare = [random.choice(_KINDS[thing.kind]) for thing in scene.subjects]
+        bare = [random.choice(KIND_NAMES[thing.kind]) for thing in scene.subjects]
         colours = [random.choice(_COLOURS[thing.colour]) for thing in scene.subjects]
         coloured = [f"{colour} {name}" for colour, name in zip(colours, bare, strict=True)]
         return random.choice([*bare, *bare, *coloured, _ground(scene, random), _when_name(scene, random)])
@@ -205,8 +272,17 @@ def vocabulary() -> list[str]:
     """Every word that a description can hold, in order."""
     templates = ("a an and of the with under over at among", *_OVER, *_OPENINGS, *_ENDINGS, *_UNWANTED, *_ADJECTIVES)
     tables: tuple[dict[str, tuple[str, ...]], ...] = (
-        _HOURS, _HOUR_NAMES, _GROUNDS, _KINDS, _COLOURS, _COLOURED_PARTS, _VERBS, _PLACES, _AT, _EXTRAS
-    )  # type: ignore[assignment]  # fmt: skip
+        _HOURS,
+        _HOUR_NAMES,
+        _GROUNDS,
+        KIND_NAMES,
+        _COLOURS,
+        _COLOURED_PARTS,
+        _VERBS,
+        _PLACES,
+        _AT,
+        _EXTRAS,
+    )  # type: ignore[assignment]
     texts: Iterator[str] = (text for table in tables for row in table.values() for text in row)
     phrases = (*templates, *_STORMS, *_STORM_NAMES, *_CALM_SEAS, *_ROUGH_SEAS, *texts)
     return sorted({word for phrase in phrases for word in words(phrase)})
@@ -218,7 +294,7 @@ def _article(name: str) -> str:
 
 def _name(thing: Subject, random: Random, complete: bool) -> str:
     """A subject with its colour, mostly, and perhaps its place; it has no article yet."""
-    noun, colour = random.choice(_KINDS[thing.kind]), random.choice(_COLOURS[thing.colour])
+    noun, colour = random.choice(KIND_NAMES[thing.kind]), random.choice(_COLOURS[thing.colour])
     adjective = f"{random.choice(_ADJECTIVES)} " if random.random() < 0.18 else ""
     place = f" {random.choice(_PLACES[thing.place])}" if random.random() < 0.25 else ""
     if not complete and random.random() < 0.06:

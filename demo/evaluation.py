@@ -17,13 +17,13 @@ from cloudvid_schema.jobs import Job
 from cloudvid_schema.protocol import DEMO_MODEL, ImageToVideoRequest, TextToImageRequest
 from cloudvid_stages.image_to_video import ImageToVideo
 from cloudvid_stages.text_to_image import TextToImage
-from demo.captions import caption
+from demo.captions import KIND_NAMES, caption
 from demo.judge import Judge, Verdict
 from demo.motion import brightness, displacement, motion, pixels_of, psnr, rank_correlation
 from demo.painting import paint
 from demo.pair import MODELS
-from demo.scenes import Scene, random_scene
-from demo.training.parts import STILLS, wordings
+from demo.scenes import FLYING, Cloud, Kind, Scene, random_scene
+from demo.training.parts import SEED, STILLS, wordings
 from demo.training.pictures import scene_of_still
 
 _SEED = 2000
@@ -57,7 +57,7 @@ class Case:
     truth: Verdict
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """Of the one subject."""
         return next(iter(self.truth.subjects))
 
@@ -68,7 +68,7 @@ def cases(count: int) -> list[Case]:
         text
         for size, (_, on_gpu) in STILLS.items()
         for index in range(on_gpu)
-        for text in wordings(size, index, scene_of_still(size, 1, index)[0])
+        for text in wordings(size, index, scene_of_still(size, SEED, index)[0])
     }
     random = Random(_SEED)
     found: list[Case] = []
@@ -136,16 +136,11 @@ def scores(verdicts: Sequence[Verdict], asked: Sequence[Case]) -> dict[str, Shar
 def judge_negative(painter: Painter, judge: Judge, asked: Sequence[Case], **parameters: Any) -> Share:
     """How often the subject is there although it is the negative prompt."""
     pictures = [
-        painter.paint(case.prompt, seed=index, negative_prompt=NOUNS[case.kind], **parameters)
+        painter.paint(case.prompt, seed=index, negative_prompt=KIND_NAMES[case.kind][0], **parameters)
         for index, case in enumerate(asked)
     ]
     found = [case.kind in verdict.subjects for verdict, case in zip(judge.judge(pictures), asked, strict=True)]
     return Share(sum(found), len(found))
-
-
-NOUNS = {"boat": "sailing boat", "balloon": "hot air balloon"} | {
-    kind: kind for kind in ("lighthouse", "house", "tree", "bird", "dragon")
-}
 
 
 def judge_clips(animator: Animator, count: int = 40, size: tuple[int, int] = (192, 128)) -> dict[str, float]:
@@ -194,16 +189,17 @@ def _house_over_clouds(animator: Animator, size: tuple[int, int], count: int = 1
     """How far houses go in a clip, as a share of how far the clouds above them go."""
     width, height = size
 
+    def free_clouds(scene: Scene) -> list[Cloud]:
+        return [cloud for cloud in scene.clouds if 0.15 < cloud.x < scene.aspect - 0.5]
+
     def suits(scene: Scene) -> bool:
-        apart = [cloud for cloud in scene.clouds if 0.15 < cloud.x < scene.aspect - 0.5]
-        return (
-            len(scene.subjects) == 1 and scene.subjects[0].kind == "house" and scene.weather == "cloudy" and bool(apart)
-        )
+        kinds = [thing.kind for thing in scene.subjects]
+        return kinds == ["house"] and scene.weather == "cloudy" and bool(free_clouds(scene))
 
     houses, clouds = 0.0, 0.0
     for scene in _scenes_where(suits, size, count):
         clip = animator.animate(paint(scene, *size))
-        house, cloud = scene.subjects[0], next(c for c in scene.clouds if 0.15 < c.x < scene.aspect - 0.5)
+        house, cloud = scene.subjects[0], free_clouds(scene)[0]
         x = scene.aspect * {"left": 0.2, "middle": 0.5, "right": 0.8}[house.place] + house.offset[0]
         box = _box(x - 0.2, scene.horizon - 0.28, x + 0.2, scene.horizon + 0.14, size)
         houses += math.hypot(*displacement(clip[0], clip[-1], box, (width // 8, height // 16)))
@@ -222,9 +218,8 @@ def _flicker(animator: Animator, size: tuple[int, int], count: int = 10) -> floa
     """By how much the brightness of skies changes in which nothing moves, at most."""
 
     def suits(scene: Scene) -> bool:
-        flies = any(thing.kind in ("balloon", "bird", "dragon") for thing in scene.subjects)
-        has_beam = any(thing.kind == "lighthouse" for thing in scene.subjects)
-        return not scene.clouds and not flies and not has_beam and scene.orb is None
+        moves = any(thing.kind in (*FLYING, "lighthouse") for thing in scene.subjects)
+        return not scene.clouds and not moves and scene.orb is None
 
     ranges = []
     for scene in _scenes_where(suits, size, count):

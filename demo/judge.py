@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from demo.scenes import COLOURS, GROUNDS, KINDS, SKIES, Scene
+from demo.scenes import COLOURS, GROUNDS, KINDS, SKIES, Kind, Scene
 
 WEIGHTS = Path(__file__).resolve().parent / "judge.safetensors"
 _SIDE = 128
@@ -25,7 +25,7 @@ class Verdict:
 
     sky: str
     ground: str
-    subjects: dict[str, str]
+    subjects: dict[Kind, str]
     """Kinds that are there, and their colours."""
 
     @classmethod
@@ -80,7 +80,7 @@ class Judge(nn.Module):
             batch = torch.stack([to_input(picture) for picture in pictures[start : start + 64]])
             sky, ground, kinds, colours = self(batch)
             for index in range(len(batch)):
-                found: dict[str, str] = {
+                found: dict[Kind, str] = {
                     kind: COLOURS[int(colours[index, row].argmax())]
                     for row, kind in enumerate(KINDS)
                     if kinds[index, row] > 0

@@ -104,7 +104,7 @@ def paint(scene: Scene, width: int, height: int, time: float = 0) -> np.ndarray:
         dark=storm or scene.hour in ("dusk", "night"),
         at_sea=scene.ground == "sea",
         rough=scene.rough,
-        # Portraits have room for smaller things alone.
+        # Portraits only have room for smaller things.
         scale=min(1, 0.5 + 0.35 * scene.aspect),
         ground_y=scene.horizon + 0.12,
         time=time,

@@ -219,10 +219,15 @@ def _dragon(brush: _Brush, subject: Subject, colour: RGB) -> None:
         # Two fingers span the skin, whose rim hangs in arcs between them.
         hand, point = (shift - 0.05, -0.06 - elbow), (shift - 0.25, -0.1 - elbow - tip)
         skin = [
-            (shift + 0.04, 0.0), (shift + 0.02, -0.05 - 0.6 * elbow), hand, point,
-            (shift - 0.18, -0.03 - 0.6 * elbow - 0.5 * tip), (shift - 0.2, -0.4 * elbow - 0.3 * tip),
-            (shift - 0.12, 0.005 - 0.15 * elbow), (shift - 0.1, 0.03),
-        ]  # fmt: skip
+            (shift + 0.04, 0.0),
+            (shift + 0.02, -0.05 - 0.6 * elbow),
+            hand,
+            point,
+            (shift - 0.18, -0.03 - 0.6 * elbow - 0.5 * tip),
+            (shift - 0.2, -0.4 * elbow - 0.3 * tip),
+            (shift - 0.12, 0.005 - 0.15 * elbow),
+            (shift - 0.1, 0.03),
+        ]
         brush.polygon(skin, shade)
 
     draw_wing(0.1, mixed(wing, (20, 16, 30), 0.2))

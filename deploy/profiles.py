@@ -15,6 +15,10 @@ from torchserve_process import STAGES
 _ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("auto", "demo", "real", "tiny")
 _DEMO = _ROOT / "demo/models"
+_NOTES = {
+    "demo": "the demo models are toys that know a few things (PROFILE=real uses the real models)",
+    "tiny": "the tiny models have random weights: what they make is noise",
+}
 
 
 class ModelsError(RuntimeError):
@@ -43,18 +47,16 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
         for stage, model in chosen.items()
         if Path(model).expanduser().is_dir()
     }
-    if profile == "tiny" and unnamed:
-        folders = {stage: _tiny_folder() / f"cloudvid-tiny-{stage}" for stage in STAGES}
-        if not all(folder.is_dir() for folder in folders.values()):
-            _run("cloudvid_stages.tiny", str(_tiny_folder()))
-        named |= {f"CLOUDVID_{stage.upper()}_MODEL": str(folders[stage]) for stage in unnamed}
-        print("the tiny models have random weights: what they make is noise", flush=True)
-    if profile == "demo" and unnamed:
-        folders = {stage: _DEMO / f"cloudvid-demo-{stage}" for stage in unnamed}
-        if missing := [str(folder) for folder in folders.values() if not (folder / "model_index.json").is_file()]:
+    if profile in ("demo", "tiny") and unnamed:
+        parent = _DEMO if profile == "demo" else _tiny_folder()
+        folders = {stage: parent / f"cloudvid-{profile}-{stage}" for stage in unnamed}
+        missing = [str(folder) for folder in folders.values() if not (folder / "model_index.json").is_file()]
+        if missing and profile == "demo":
             raise ModelsError(f"there is no model in {', '.join(missing)}: check it out again, or `make demo-models`")
+        if missing:
+            _run("cloudvid_stages.tiny", str(parent))
         named |= {f"CLOUDVID_{stage.upper()}_MODEL": str(folder) for stage, folder in folders.items()}
-        print("the demo models are toys that know a few things (PROFILE=real uses the real models)", flush=True)
+        print(_NOTES[profile], flush=True)
     fetched = [stage for stage in stages if stage not in unnamed or profile == "real"]
     if fetched:
         _run("cloudvid_stages.weights", *fetched, "--settings", str(_ROOT / "handlers"))

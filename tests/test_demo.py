@@ -44,8 +44,9 @@ def test_the_committed_models_are_small_listed_and_described(stage):
     check_list(folder, folder.name)
     listed = {line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
     assert listed == {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {
-        "SHA256SUMS", "README.md",
-    }  # fmt: skip
+        "SHA256SUMS",
+        "README.md",
+    }
     assert "apache-2.0" in (folder / "README.md").read_text()
     assert sum(path.stat().st_size for models in MODELS.values() for path in models.rglob("*")) < 20_000_000
 

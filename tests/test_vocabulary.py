@@ -1,4 +1,4 @@
-"""Words that a model does not know: found, and told to whoever asked for them."""
+"""Words that a model does not know are found and reported."""
 
 import base64
 import hashlib

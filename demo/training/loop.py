@@ -85,8 +85,11 @@ def train(network: nn.Module, batches: list[Batches], plan: Plan, checkpoint: Pa
             if now - reported > _REPORT_EVERY or run.seconds >= plan.seconds:
                 reported, speed = now, (run.steps - run.resumed_at) / (now - began)
                 left = max(0, plan.seconds - run.seconds) / 60
-                print(f"{name:16} {done:4.0%}  step {run.steps}  loss {run.loss.item():.4f}  {speed:.2f} steps/s  "
-                      f"{left:.1f} min left", flush=True)  # fmt: skip
+                print(
+                    f"{name:16} {done:4.0%}  step {run.steps}  loss {run.loss.item():.4f}  {speed:.2f} steps/s  "
+                    f"{left:.1f} min left",
+                    flush=True,
+                )
             if now - saved > SAVE_EVERY or signals.received:
                 run.save(checkpoint)
                 saved = now

@@ -1,6 +1,6 @@
 """Muon for the weights of layers, AdamW for everything else; both can be captured in a CUDA graph.
 
-torch.optim.Muon takes matrices alone, while most weights here are convolution kernels, and reads its learning rate on
+torch.optim.Muon takes only matrices, while most weights here are convolution kernels, and reads its learning rate on
 the host, which a graph cannot.
 """
 

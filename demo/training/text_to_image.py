@@ -108,7 +108,7 @@ def tokenized(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 
 def with_strange_words(text: str, random: Random) -> str:
-    """A description with, seldom, a word in it that nobody knows: it must change nothing."""
+    """A description to which, in some cases, meaningless words are added: they must change nothing."""
     if random.random() > 0.12:
         return text
     parts = text.split(" ")
