@@ -17,6 +17,7 @@ from cloudvid_schema.vocabulary import unknown_words
 from cloudvid_stages.digests import check_list
 from demo.captions import vocabulary
 from demo.sheets import PROMPTS
+from demo.training import autoencoders
 from demo.training.loop import Batches, Interrupted, Plan, train
 from demo.training.parts import is_finished, load_part
 
@@ -118,6 +119,20 @@ def test_a_loss_that_is_no_number_leaves_the_checkpoint_as_it_was(tmp_path):
     with pytest.raises(FloatingPointError, match="after 5 steps"):
         train(network, nan, Plan(1e9, 1e-3), checkpoint, seed=1)
     assert checkpoint.read_bytes() == before
+
+
+def test_the_temporal_decoder_starts_frame_by_frame_and_learns():
+    clips = autoencoders.temporal_autoencoder(autoencoders.image_autoencoder())
+    pool = torch.randint(0, 255, (1, 3, 96, 96, 3), dtype=torch.uint8)
+    frames = autoencoders.to_signed(pool[0])
+    with torch.no_grad():
+        latents = clips.encode(frames).latent_dist.mode()
+        together, single = clips.decode(latents, num_frames=3).sample, clips.decode(latents[1:2], num_frames=1).sample
+    torch.testing.assert_close(together[1:2], single, atol=1e-4, rtol=1e-4)
+    autoencoders.temporal_batches(clips, [pool], area=1)[0].loss().backward()
+    learning = {name for name, weight in clips.named_parameters() if weight.requires_grad}
+    assert learning == {name for name, weight in clips.named_parameters() if weight.grad is not None}
+    assert not any("spatial_res_block" in name for name in learning)
 
 
 def test_a_part_belongs_to_the_image_vae_that_it_was_trained_with(tmp_path):
