@@ -17,16 +17,16 @@ RUN python3 -m venv --without-pip /opt/venv \
  && find torch/bin -type f ! -name torch_shm_manager -delete \
  && /opt/venv/bin/python -W ignore -c 'import jinja2, requests, rich, typer, ts.model_service_worker; \
 from diffusers import StableDiffusionPipeline, StableVideoDiffusionPipeline' 2>/dev/null \
- && echo /app/client > cloudvid.pth \
+ && printf '/app\n/app/client\n' > cloudvid.pth \
  && printf '#!/opt/venv/bin/python\nfrom cloudvid.cli import main\n\nmain()\n' > /opt/venv/bin/cloudvid \
- && printf '#!/bin/sh\nexec /opt/venv/bin/python /app/deploy/container.py "$@"\n' > /opt/venv/bin/cloudvid-container \
+ && printf '#!/bin/sh\nexec /opt/venv/bin/python -m deploy.container "$@"\n' > /opt/venv/bin/cloudvid-container \
  && chmod 755 /opt/venv/bin/cloudvid /opt/venv/bin/cloudvid-container
 
 # The program and both archives.
 FROM packages AS application
 WORKDIR /app
 COPY . .
-RUN PYTHONDONTWRITEBYTECODE=1 /opt/venv/bin/python deploy/archives.py model_store \
+RUN PYTHONDONTWRITEBYTECODE=1 /opt/venv/bin/python -m deploy.archives model_store \
  && rm -r requirements
 
 # The weights that the image brings along: none, tiny or real.
@@ -37,7 +37,7 @@ RUN --mount=type=secret,id=hf_token,mode=0444 \
     mkdir models \
  && if [ "$BAKE_WEIGHTS" != none ]; then \
         PROFILE="$BAKE_WEIGHTS" CLOUDVID_T2I_DTYPE=fp16 CLOUDVID_I2V_DTYPE=fp16 \
-        HF_HOME=/app/models HF_TOKEN_PATH=/run/secrets/hf_token /opt/venv/bin/python deploy/container.py weights; \
+        HF_HOME=/app/models HF_TOKEN_PATH=/run/secrets/hf_token /opt/venv/bin/python -m deploy.container weights; \
     fi \
  && chmod -R a+rwX models
 

@@ -5,16 +5,13 @@ PROFILE ?= auto
 SCENES ?= examples/input_scenes.json
 OUT ?= output
 TOKENS ?= tokens
-CASES ?=
-COUNT ?=
-SEED ?=
 ifdef T2I_MODEL
 export CLOUDVID_T2I_MODEL := $(T2I_MODEL)
 endif
 ifdef I2V_MODEL
 export CLOUDVID_I2V_MODEL := $(I2V_MODEL)
 endif
-SERVER := $(BIN)/python deploy/server.py
+SERVER := $(BIN)/python -m deploy.server
 START := --profile $(PROFILE) $(if $(PORT),--port $(PORT))
 
 .PHONY: help setup archives demo-models weights run serve start stop proxy test soak lint bench bench-smoke clean
@@ -43,10 +40,10 @@ setup: .venv/.ready ## create .venv, install what is pinned, and a Java runtime 
 archives: model_store/t2i.mar model_store/i2v.mar ## build model_store/t2i.mar and i2v.mar
 
 model_store/i2v.mar: model_store/t2i.mar
-	@test -f $@ || $(BIN)/python deploy/archives.py model_store
+	@test -f $@ || $(BIN)/python -m deploy.archives model_store
 
 model_store/t2i.mar: .venv/.ready deploy/archives.py $(wildcard handlers/*.py handlers/*.yaml handlers/*/*.py client/cloudvid_schema/*.py)
-	@$(BIN)/python deploy/archives.py model_store
+	@$(BIN)/python -m deploy.archives model_store
 
 demo-models: .venv/.ready ## train the demo models from scratch (8 hours of work on a CPU, 8 minutes on a GPU; MINUTES=); resumes if interrupted
 	@PYTHONPATH=client:handlers $(BIN)/python -m demo train $(if $(MINUTES),--minutes $(MINUTES))
@@ -66,28 +63,31 @@ start: archives ## start the server behind
 stop: ## stop what `make start` started
 	@test ! -x $(BIN)/python || $(SERVER) stop $(if $(PORT),--port $(PORT))
 
-proxy: setup ## nginx before the server: TOKENS=file; its other options: deploy/proxy.py --help
-	@$(BIN)/python deploy/proxy.py --tokens '$(TOKENS)'
+proxy: setup ## nginx before the server: TOKENS=file; its other options: `python -m deploy.proxy --help`
+	@$(BIN)/python -m deploy.proxy --tokens '$(TOKENS)'
 
 test: .venv/.dev archives ## all tests, in two lanes
 	@$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
-soak: .venv/.soak archives ## the long suite of load, faults and fuzz (up to an hour): CASES="F5 L1"  COUNT=4 rounds of each  SEED=123
-	@$(BIN)/python -m soak $(CASES) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
+soak: .venv/.soak archives ## load, faults and fuzz (up to an hour): CASES="F5 L1"  COUNT=4 rounds of each  SEED=123  ROUND=7 of one case
+	@$(BIN)/pytest soak --soak --capture no --timeout 3600 --timeout-method thread $(CASES:%=--case %) \
+	    $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
 
 .venv/.soak: .venv/.dev requirements/soak.txt
 	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/soak.txt
 	@touch $@
 
-.venv/.bench: .venv/.ready requirements/bench.txt
+.venv/.bench: .venv/.dev requirements/bench.txt
 	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/bench.txt
 	@touch $@
 
+BENCH := $(BIN)/pytest benchmarks --capture no --timeout 1800
+
 bench: .venv/.bench ## measure; the figures go to benchmarks/results/RUN (default: the time)
-	@$(BIN)/python benchmarks/run.py $(if $(RUN),--name '$(RUN)')
+	@$(BENCH) $(if $(RUN),--run '$(RUN)')
 
 bench-smoke: .venv/.bench ## every benchmark at its smallest: are the outputs right?
-	@$(BIN)/python benchmarks/run.py --smoke
+	@$(BENCH) --smoke
 
 lint: .venv/.dev ## style, types, import rules, generated files
 	@$(BIN)/ruff check .

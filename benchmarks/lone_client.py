@@ -1,23 +1,16 @@
-"""A batch through `render` in a process that does nothing else: `python lone_client.py URL FOLDER COUNT [--no-fsync]`.
+"""A batch through `render`, for a process that does nothing else."""
 
-It prints seconds, this process's memory as scenes were done, and milliseconds a scene that it waited for the disk.
-"""
-
-import json
 import os
 import resource
-import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "client"))
-
-from cloudvid import Client, parse_scenes, render  # noqa: E402
-from cloudvid.events import SceneDone  # noqa: E402
-from cloudvid.outputs import Disk  # noqa: E402
+from cloudvid import Client, parse_scenes, render
+from cloudvid.batch.events import SceneDone
+from cloudvid_schema.files import Disk
 
 _LOOKS = 40
 
@@ -43,28 +36,18 @@ class TimedDisk(Disk):
             self.seconds[self._names[handle]] += time.perf_counter() - began
 
 
-def resident() -> float:
-    """MiB of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
-def main() -> None:
-    """Carry the batch out."""
-    url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+def batch(url: str, folder: Path, count: int, syncs: bool) -> dict[str, Any]:
+    """Scenes done of a batch, its seconds, MiB of this process meanwhile, and ms a scene waiting for the disk."""
     scenes = parse_scenes([{"id": f"s{index}", "scene_desc": f"scene {index}"} for index in range(count)])
-    disk, done, memory = TimedDisk("--no-fsync" not in sys.argv), 0, []
+    disk, done, memory = TimedDisk(syncs), 0, []
     client = Client(url, management=url, token="t")
     began, worked = time.perf_counter(), time.process_time()
     for event in render(scenes, client, folder, disk=disk):
         if isinstance(event, SceneDone):
             done += 1
             if done % max(1, count // _LOOKS) == 0:
-                memory.append([done, resident()])
-    seconds = time.perf_counter() - began
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                memory.append([done, pages * resource.getpagesize() / 2**20])
+    seconds, cpu = time.perf_counter() - began, time.process_time() - worked
     waited = {name: 1000 * value / count for name, value in disk.seconds.items()}
-    cpu = time.process_time() - worked
-    print(json.dumps({"done": done, "seconds": seconds, "cpu_seconds": cpu, "memory": memory, "fsync_ms": waited}))
-
-
-if __name__ == "__main__":
-    main()
+    return {"done": done, "seconds": seconds, "cpu_seconds": cpu, "memory": memory, "fsync_ms": waited}

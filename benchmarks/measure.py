@@ -2,14 +2,18 @@
 
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 Samples = list[dict[str, float]]
 """Of each round: every arm's value."""
 AGAIN = " again"
 """What the name of an arm ends with that is another arm once more."""
 _RESAMPLES = 2000
+_CUT = _RESAMPLES // 40
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -21,17 +25,32 @@ class Estimate:
     high: float
 
 
+def timed(work: Callable[[], Made]) -> tuple[float, Made]:
+    """The seconds that something takes, and its result."""
+    began = time.perf_counter()
+    made = work()
+    return time.perf_counter() - began, made
+
+
 def interleave(
-    arms: Mapping[str, Callable[[], float]], rounds: int, told: Callable[[str], None] = lambda text: None
+    arms: Mapping[str, Callable[[], float]],
+    rounds: int,
+    again: str | None = None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Samples:
-    """What each arm returned in each round. Each round begins with the next arm, so that none is always the first."""
+    """What each arm returned in each round. Each round begins with the next arm, so that none is always the first.
+
+    Args:
+        again: the arm that runs twice, for the noise floor.
+    """
+    arms = {**arms, **({again + AGAIN: arms[again]} if again else {})}
     names = list(arms)
     samples: Samples = []
     for number in range(rounds):
         first = number % len(names)
         values = {name: arms[name]() for name in names[first:] + names[:first]}
         samples.append({name: values[name] for name in names})
-        told(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {values[name]:.3f}" for name in names))
+        progress(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {values[name]:.3f}" for name in names))
     return samples
 
 
@@ -39,8 +58,7 @@ def median(values: Sequence[float]) -> Estimate:
     """The median with a bootstrap interval, whose resampling is the same every time."""
     source = random.Random(0)
     drawn = sorted(statistics.median(source.choices(values, k=len(values))) for _ in range(_RESAMPLES))
-    cut = _RESAMPLES // 40
-    return Estimate(statistics.median(values), drawn[cut], drawn[-1 - cut])
+    return Estimate(statistics.median(values), drawn[_CUT], drawn[-1 - _CUT])
 
 
 def ratio(samples: Samples, over: str, under: str) -> Estimate:
@@ -48,9 +66,9 @@ def ratio(samples: Samples, over: str, under: str) -> Estimate:
     return median([_value(sample, over) / _value(sample, under) for sample in samples])
 
 
-def noise_floor(samples: Samples, arm: str) -> Estimate:
+def noise_floor(samples: Samples, arm: str) -> float:
     """The ratio of an arm to itself."""
-    return median([sample[arm + AGAIN] / sample[arm] for sample in samples])
+    return statistics.median(sample[arm + AGAIN] / sample[arm] for sample in samples)
 
 
 def _value(sample: dict[str, float], arm: str) -> float:
@@ -61,7 +79,7 @@ def straight_line(points: Sequence[tuple[float, float]]) -> tuple[Estimate, Esti
     """Value at zero and slope of the line through the medians of the points that share an abscissa.
 
     Raises:
-        ValueError: the points have one abscissa alone.
+        ValueError: all points have one abscissa.
     """
     by_x: dict[float, list[float]] = {}
     for x, y in points:
@@ -69,18 +87,13 @@ def straight_line(points: Sequence[tuple[float, float]]) -> tuple[Estimate, Esti
     if len(by_x) < 2:
         raise ValueError("a line takes two points")
     source = random.Random(0)
-    drawn = [
-        _fit({x: statistics.median(source.choices(values, k=len(values))) for x, values in by_x.items()})
-        for _ in range(_RESAMPLES)
-    ]
-    best = _fit({x: statistics.median(values) for x, values in by_x.items()})
-    cut = _RESAMPLES // 40
-    ends = [sorted(line[part] for line in drawn) for part in (0, 1)]
-    return tuple(  # type: ignore[return-value]
-        Estimate(value, ordered[cut], ordered[-1 - cut]) for value, ordered in zip(best, ends, strict=True)
-    )
 
+    def fitted(middle: Callable[[list[float]], Any]) -> tuple[float, float]:
+        slope, at_zero = statistics.linear_regression(list(by_x), [middle(values) for values in by_x.values()])
+        return at_zero, slope
 
-def _fit(points: Mapping[float, float]) -> tuple[float, float]:
-    slope, at_zero = statistics.linear_regression(list(points), list(points.values()))
+    best = fitted(statistics.median)
+    drawn = [fitted(lambda ys: statistics.median(source.choices(ys, k=len(ys)))) for _ in range(_RESAMPLES)]
+    ordered = [sorted(values) for values in zip(*drawn, strict=True)]
+    at_zero, slope = (Estimate(value, ends[_CUT], ends[-1 - _CUT]) for value, ends in zip(best, ordered, strict=True))
     return at_zero, slope

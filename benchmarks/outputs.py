@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-from stand import WrongOutput
 
 from cloudvid import Scene
 from demo.motion import pixels_of
+
+
+class WrongOutput(Exception):
+    """Two ways to make the same did not, or a file is not what was asked for."""
 
 
 def check(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -24,7 +27,7 @@ def check(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_scenes(scenes: list[Scene], folder: Path, same_as: Path | None = None) -> None:
-    """Return where a folder holds every scene's picture and clip as asked for, with another folder's pixels, if any.
+    """Check that a folder holds every scene's picture and clip as asked for, with another folder's pixels, if any.
 
     Raises:
         WrongOutput: it does not.

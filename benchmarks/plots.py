@@ -1,69 +1,74 @@
 """One picture per figure, drawn from what was measured; the same figure gives the same file."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("svg")
-matplotlib.rcParams |= {"svg.hashsalt": "cloudvid", "svg.fonttype": "none", "font.size": 9}
-
-from figures import Figure  # noqa: E402
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+from benchmarks.measure import Samples
 
 _INK = "#33506b"
+_STYLE = {"svg.hashsalt": "cloudvid", "svg.fonttype": "none", "font.size": 9}
+Panel = Callable[[Axes], None]
 
 
-def draw(figure: Figure, path: Path) -> Path:
-    """Write a figure's plot as SVG."""
-    panels = figure.panels
-    drawing, all_axes = pyplot.subplots(1, len(panels), figsize=(7.5, 2.8), squeeze=False, layout="constrained")
-    for axes, panel in zip(all_axes[0], panels, strict=True):
-        _KINDS[panel["kind"]](axes, panel)
-        axes.spines[["top", "right"]].set_visible(False)
-    drawing.suptitle(f"{figure.id}: {figure.title}", fontsize=10)
-    drawing.savefig(path, metadata={"Date": None, "Creator": None})
-    pyplot.close(drawing)
-    return path
+def draw(title: str, panels: Sequence[Panel], path: Path) -> None:
+    """Write panels side by side as SVG."""
+    with matplotlib.rc_context(_STYLE):
+        drawing = Figure(figsize=(7.5, 2.8), layout="constrained")
+        all_axes = drawing.subplots(1, len(panels), squeeze=False)
+        for axes, panel in zip(all_axes[0], panels, strict=True):
+            panel(axes)
+            axes.spines[["top", "right"]].set_visible(False)
+        drawing.suptitle(title, fontsize=10)
+        drawing.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
-def _arms(axes: Axes, panel: dict[str, Any]) -> None:
+def arms(unit: str, samples: Samples) -> Panel:
     """Every sample of each arm as a dot, its median as a line."""
-    rounds = panel["samples"]
-    names = list(rounds[0])
-    for place, name in enumerate(names):
-        values = sorted(sample[name] for sample in rounds)
-        axes.plot(values, [place] * len(values), "o", color=_INK, alpha=0.45, markersize=5)
-        axes.plot([values[len(values) // 2]] * 2, [place - 0.3, place + 0.3], color="#b3261e")
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(left=0)
-    axes.set_xlabel(panel["unit"])
+
+    def panel(axes: Axes) -> None:
+        names = list(samples[0])
+        for place, name in enumerate(names):
+            values = sorted(sample[name] for sample in samples)
+            axes.plot(values, [place] * len(values), "o", color=_INK, alpha=0.45, markersize=5)
+            axes.plot([values[len(values) // 2]] * 2, [place - 0.3, place + 0.3], color="#b3261e")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(unit)
+
+    return panel
 
 
-def _lines(axes: Axes, panel: dict[str, Any]) -> None:
+def lines(x: str, y: str, series: dict[str, Any]) -> Panel:
     """Each series as a line through its points."""
-    for name, points in panel["series"].items():
-        axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1, label=name)
-    axes.set_xlabel(panel["x"])
-    axes.set_ylabel(panel["y"])
-    axes.set_ylim(bottom=0)
-    if len(panel["series"]) > 1:
+
+    def panel(axes: Axes) -> None:
+        for name, points in series.items():
+            axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1, label=name)
+        axes.set(xlabel=x, ylabel=y)
+        axes.set_ylim(bottom=0)
+        if len(series) > 1:
+            axes.legend(frameon=False)
+
+    return panel
+
+
+def stacks(unit: str, parts: list[str], bars: dict[str, Any]) -> Panel:
+    """Each bar's parts on top of each other."""
+
+    def panel(axes: Axes) -> None:
+        so_far = [0.0] * len(bars)
+        for part, colour in zip(parts, (_INK, "#b9c8d6"), strict=True):
+            values = [bar[part] for bar in bars.values()]
+            axes.barh(list(bars), values, left=so_far, color=colour, label=part)
+            so_far = [below + value for below, value in zip(so_far, values, strict=True)]
+        axes.invert_yaxis()
+        axes.set_xlabel(unit)
         axes.legend(frameon=False)
 
-
-def _stacks(axes: Axes, panel: dict[str, Any]) -> None:
-    """Each bar's parts on top of each other."""
-    bars, so_far = panel["bars"], [0.0] * len(panel["bars"])
-    for part, colour in zip(panel["parts"], (_INK, "#b9c8d6"), strict=False):
-        values = [bar[part] for bar in bars.values()]
-        axes.barh(list(bars), values, left=so_far, color=colour, label=part)
-        so_far = [below + value for below, value in zip(so_far, values, strict=True)]
-    axes.invert_yaxis()
-    axes.set_xlabel(panel["unit"])
-    axes.legend(frameon=False)
-
-
-_KINDS = {"arms": _arms, "lines": _lines, "stacks": _stacks}
+    return panel

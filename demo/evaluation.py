@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cloudvid_schema.jobs import Job
 from cloudvid_schema.protocol import DEMO_MODEL, ImageToVideoRequest, TextToImageRequest
+from cloudvid_serving.jobs import Job
 from cloudvid_stages.image_to_video import ImageToVideo
 from cloudvid_stages.text_to_image import TextToImage
 from demo.captions import KIND_NAMES, caption

@@ -23,20 +23,19 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
-from exporter import EXPORTER
-from profiles import PROFILES, ModelsError, choose_models
-from torchserve_process import STAGES
-
-from cloudvid.errors import CloudVidError
-from cloudvid.scenes import read_scenes
+from cloudvid.batch.scenes import read_scenes
+from cloudvid.endpoints.errors import CloudVidError
+from cloudvid_schema.processes import interrupts
+from deploy.archives import STAGES
+from deploy.exporter import EXPORTER
+from deploy.profiles import PROFILES, ModelsError, choose_models
 
 _ROOT = Path(__file__).resolve().parent.parent
 _INPUT, _OUTPUT, _MODELS, _RUN = (_ROOT / name for name in ("input_data", "output_data", "models", ".run"))
-_SERVER = [sys.executable, str(_ROOT / "deploy/server.py")]
-_PROXY = [sys.executable, str(_ROOT / "deploy/proxy.py")]
+_SERVER = [sys.executable, "-m", "deploy.server"]
+_PROXY = [sys.executable, "-m", "deploy.proxy"]
 _CLOUDVID = str(Path(sys.executable).with_name("cloudvid"))
 _FILES = "_files"  # the loop over scene files, as what `deploy/server.py with` runs beside the server
 _WAIT = "1800"  # s for the models to load
@@ -86,7 +85,7 @@ def _whole_job(options: list[str]) -> int:
                 print(f"error: {file.name}: {line}", file=sys.stderr)
     if not whole:
         return code
-    loop = [sys.executable, str(Path(__file__).resolve()), _FILES, str(code), *options, "--", *whole]
+    loop = [sys.executable, "-m", "deploy.container", _FILES, str(code), *options, "--", *whole]
     return _run([*_SERVER, "with", "--profile", profile, "--", *loop])
 
 
@@ -112,25 +111,21 @@ def _render(arguments: list[str]) -> int:
 
 
 def _run(command: list[str]) -> int:
-    """The exit code of a command; SIGINT and SIGTERM interrupt it, with all of its group at once."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """The exit code of a command; an interrupt ends it with its whole group."""
     child = None
     try:
-        child = subprocess.Popen(command, process_group=0)  # its own: else a Ctrl-C would reach it twice
-        code = child.wait()
-        return code if code >= 0 else 128 - code
+        with interrupts():
+            child = subprocess.Popen(command, process_group=0)  # otherwise a Ctrl-C would reach it twice
+            code = child.wait()
+            return code if code >= 0 else 128 - code
     except KeyboardInterrupt:
-        for sign in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sign, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         if child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGTERM)
             child.wait()
         return 130
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _serve(arguments: list[str]) -> NoReturn:

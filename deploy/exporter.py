@@ -1,11 +1,11 @@
-"""Beside one TorchServe, on loopback: what its own APIs do not say, and keys that do not run out.
+"""Beside a TorchServe, on loopback: what its own APIs do not tell, and keys that do not expire.
 
-`GET /ready?stage=t2i`  200 where that stage has a READY worker (without `stage`: where each stage has), else 503
-`GET /live`             503 once TorchServe has given workers up for good, or has not answered for a minute, else 200
-`GET /metrics`          queue and workers of each stage for Prometheus, then TorchServe's own metrics
+`GET /ready?stage=t2i`  200 if that stage has a READY worker (without `stage`: if every stage has), else 503
+`GET /live`             503 once TorchServe has given up workers or has not answered for a minute, else 200
+`GET /metrics`          queue and workers of each stage for Prometheus, followed by TorchServe's own metrics
 
-`python deploy/exporter.py --port 8080 --stage t2i --stage i2v -- torchserve ...` becomes the command after `--`; the
-exporter is its child, in its process group, and ends with it. `deploy/server.py` starts it that way.
+`python -m deploy.exporter --port 8080 --stage t2i --stage i2v -- torchserve ...` becomes the command after `--`; the
+exporter is its child, in its process group, and ends with it.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from key_file import Renewal, call, read_keys
+from cloudvid_schema.processes import end_with
+from deploy.renewal import Renewal, current, get
 
 MANAGEMENT, METRICS, EXPORTER = 1, 2, 5
 """How far above TorchServe's first port the others lie."""
 GRACE_SECONDS = 60.0
-_WATCH_SECONDS = 0.5
 _RENEW_SECONDS = 20.0
 
 Answer = tuple[int, str, bytes]
@@ -79,8 +79,8 @@ class Exporter:
         return _json(200, {"stages": told})
 
     def _live(self) -> Answer:
-        keys = read_keys(self._key_file)
-        status, _ = call(self._port, "/ping", keys.inference if keys else None)
+        keys = current(self._key_file)
+        status, _ = get(self._port, "/ping", keys.inference if keys else None)
         states = [self._state(stage) for stage in self._stages] if status == 500 else []
         idle = [state for state in states if not (state and state.workers["READY"])]
         with self._lock:
@@ -114,14 +114,14 @@ class Exporter:
                 for status, count in state.workers.items()
             ),
         ]
-        status, own = call(self._port + METRICS, "/metrics")
+        status, own = get(self._port + METRICS, "/metrics")
         text = "\n".join([*lines, ""]).encode() + (own if status == 200 else b"")
         return 200, "text/plain; version=0.0.4; charset=utf-8", text
 
     def _state(self, stage: str) -> State | None:
         """A stage's state; None where TorchServe does not say."""
-        keys = read_keys(self._key_file)
-        status, body = call(self._port + MANAGEMENT, f"/models/{stage}", keys.management if keys else None)
+        keys = current(self._key_file)
+        status, body = get(self._port + MANAGEMENT, f"/models/{stage}", keys.management if keys else None)
         if status != 200:
             return None
         try:
@@ -169,18 +169,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Silent: it is asked every few seconds."""
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_WATCH_SECONDS)
-    os._exit(0)
-
-
-def _renew_for_ever(renewal: Renewal) -> None:
-    while True:
-        time.sleep(_RENEW_SECONDS)
-        renewal.renew()
-
-
 def main() -> None:
     """Become the command, with the exporter as a child."""
     parser = argparse.ArgumentParser(description="Run a command, TorchServe, with an exporter beside it.")
@@ -191,12 +179,16 @@ def main() -> None:
     options = parser.parse_args()
     server = Http(options.port + EXPORTER, Exporter(options.port, options.stage, options.key_file))
     parent = os.getpid()
+    os.environ.pop("PYTHONPATH", None)  # it would take precedence over what is in the archives
     if os.fork():
         server.socket.close()
         os.execvp(options.command[0], options.command)  # noqa: S606
-    for task, of in ((_end_with, parent), (_renew_for_ever, Renewal(options.port + MANAGEMENT, options.key_file))):
-        threading.Thread(target=task, args=(of,), daemon=True).start()
-    server.serve_forever()
+    end_with(parent)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    renewal = Renewal(options.port + MANAGEMENT, options.key_file)
+    while True:
+        time.sleep(_RENEW_SECONDS)
+        renewal.renew()
 
 
 if __name__ == "__main__":

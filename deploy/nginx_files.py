@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from exporter import EXPORTER
+from deploy.exporter import EXPORTER
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")  # RFC 6750, and nothing that means anything to nginx
 
@@ -40,7 +40,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether this host alone reaches it."""
+        """Whether only this host reaches it."""
         return ip_address(self.host).is_loopback
 
     def above(self, ports: int) -> "Address":
@@ -75,7 +75,7 @@ def pools_of_host(servers: Mapping[str, Address], inside: Address | None) -> str
     """pools.conf before a host's own TorchServe, or its two, one a stage.
 
     A request for i2v goes to /invocations: TorchServe drops the query of /predictions, and with it the parameters of a
-    picture that is sent alone.
+    picture that is sent as the body.
     """
     pools = [Pool(stage, {str(server): True}, {str(server.above(EXPORTER)): True}) for stage, server in servers.items()]
     targets = {"t2i": "/predictions/t2i", "i2v": "/invocations?model_name=i2v&$args"}

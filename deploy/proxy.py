@@ -28,10 +28,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
-import nginx_files
-from nginx_files import Address, ProxyError
-from torchserve_process import PORTS, STAGES, running_in
-from upstreams import Hosts, OwnServers
+from deploy import nginx_files
+from deploy.archives import STAGES
+from deploy.nginx_files import Address, ProxyError
+from deploy.torchserve import PORTS, running_in
+from deploy.upstreams import Hosts, OwnServers
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RUN_DIR = _ROOT / ".run"
@@ -94,7 +95,7 @@ class Proxy:
                 self._upstream.watch()
             self._write(*self._read(), folder)
             command = [binary, "-e", "stderr", "-p", f"{folder}/", "-c", str(folder / "nginx.conf")]
-            # It opens its standard output anew by name, which goes well with a pipe alone.
+            # It reopens its standard output by name, which only works with a pipe.
             with self._heard(), subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=_end_with_parent) as nginx:  # noqa: PLW1509
                 relay = threading.Thread(target=_relay, args=(nginx.stdout,))
                 relay.start()
@@ -184,7 +185,7 @@ def _end_with_parent() -> None:
 
 def _relay(lines: Iterable[bytes]) -> None:
     for line in lines:
-        with contextlib.suppress(OSError):  # nobody reads any more; nginx must not wait for that
+        with contextlib.suppress(OSError):  # the reader has gone; nginx must not wait for it
             sys.stdout.buffer.write(line)
             sys.stdout.flush()
 
@@ -267,9 +268,12 @@ def main() -> int:
     )
     parser.add_argument("--listen", default="127.0.0.1:8443", metavar="ADDRESS", help="default 127.0.0.1:8443")
     parser.add_argument(
-        "--tokens", type=Path, default=Path(tokens) if tokens else None, metavar="FILE",
+        "--tokens",
+        type=Path,
+        default=Path(tokens) if tokens else None,
+        metavar="FILE",
         help="the callers' tokens, one a line (CLOUDVID_TOKENS_FILE)",
-    )  # fmt: skip
+    )
     parser.add_argument("--cert", type=Path, metavar="FILE", help="certificate for TLS, with those that vouch for it")
     parser.add_argument("--key", type=Path, metavar="FILE", help="the certificate's key")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Runs one TorchServe with both archives: `python deploy/server.py serve|start|stop|with|java`."""
+"""Runs a TorchServe with both archives: `python -m deploy.server serve|start|stop|with|java`."""
 
 import argparse
 import contextlib
@@ -12,58 +12,43 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
-from java import JavaError, java_home
-from profiles import PROFILES, ModelsError, choose_models
-from torchserve_process import PORTS, STAGES, Server, ServerError, free_port, running_in
+from cloudvid_schema.processes import interrupts
+from deploy.archives import STAGES, ArchiveError
+from deploy.java import JavaError, java_home
+from deploy.profiles import PROFILES, ModelsError, choose_models
+from deploy.torchserve import PORTS, ROOT, Server, ServerError, free_port, running_in
 
-_ROOT = Path(__file__).resolve().parent.parent
-_RUN_DIR = _ROOT / ".run"
-
-
-@contextlib.contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this program as Ctrl-C does, so that what it started is stopped."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # What nohup ignores stays ignored.
-    wanted = [sign for sign in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(sign) is not signal.SIG_IGN]
-    before = {sign: signal.signal(sign, interrupt) for sign in wanted}
-    try:
-        yield
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)
+_RUN_DIR = ROOT / ".run"
 
 
 @contextlib.contextmanager
 def running(server: Server, model_store: Path, foreground: bool = False) -> Iterator[subprocess.Popen[bytes]]:
-    """A server for the time of the block; whatever ends the block ends the server."""
-    with _signals_as_interrupt():
-        process = server.spawn(model_store, foreground)  # outside: what it refuses to start is not ours to stop
+    """Run a server during the block; it stops however the block ends."""
+    with interrupts():
+        # Outside of the try: a server that it finds running is not ours to stop.
+        process = server.spawn(model_store, foreground)
         try:
             yield process
         finally:
-            for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not leave half of it
-                signal.signal(sign, signal.SIG_IGN)
+            # A second Ctrl-C must not leave half of it running; neither must the timer that raises the first one again.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+                signal.signal(number, signal.SIG_IGN)
             server.stop()
 
 
 def _start(server: Server, model_store: Path) -> int:
-    with _signals_as_interrupt():
+    with interrupts():
         process = server.spawn(model_store)
         try:
             _wait_until_it_listens(server, process)
-        except BaseException:  # Ctrl-C too: no half of a server stays
+        except BaseException:  # Ctrl-C included
             server.stop()
             raise
     wait = "cloudvid wait"
     if server.run_dir != _RUN_DIR:
         wait += f" --server {server.url} --key-file {shlex.quote(str(server.run_dir / 'key_file.json'))}"
-    print(f"server on {server.url}, log {server.log} (models still load: `{wait}` says when they are ready)")
+    print(f"server on {server.url}, log {server.log} (the models are loading: `{wait}` waits for them)")
     return 0
 
 
@@ -91,7 +76,7 @@ def _serve(server: Server, model_store: Path) -> int:
 
 
 def _with(server: Server, model_store: Path, command: list[str]) -> int:
-    """Run a client while the server runs; where the server ends by itself, so does the client."""
+    """Run a client while the server runs; if the server ends by itself, so does the client."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDVID_")}
     environment = kept | {
         "CLOUDVID_SERVER": server.url,
@@ -108,7 +93,7 @@ def _with(server: Server, model_store: Path, command: list[str]) -> int:
                     client.terminate()
                     raise ServerError(server.last_words(process.returncode))
         except KeyboardInterrupt:
-            # Ctrl-C reached the client too, and it ends by itself; a SIGTERM to this program alone did not.
+            # Ctrl-C has reached the client too, and it ends by itself; a SIGTERM to this process has not.
             for seconds in (2, 10):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     client.wait(timeout=seconds)
@@ -119,14 +104,14 @@ def _with(server: Server, model_store: Path, command: list[str]) -> int:
 
 
 def _once(port: int, stages: tuple[str, ...], model_store: Path, client: list[str]) -> int:
-    """`with`: a server in a folder of its own, which is left behind only where something failed."""
+    """`with`: a server in a temporary folder, which is only kept if something has failed."""
     _RUN_DIR.mkdir(exist_ok=True, mode=0o700)
     server = Server(Path(tempfile.mkdtemp(prefix="once-", dir=_RUN_DIR)), port, stages)
     code = 1
     try:
         code = _with(server, model_store, client)
     finally:
-        if code in (0, 2, 130):  # 2: the scene file, about which the server's log says nothing
+        if code in (0, 2, 130):  # 2: a faulty scene file, about which the server's log says nothing
             shutil.rmtree(server.run_dir)
         else:
             print(f"the server's log: {server.log}", file=sys.stderr)
@@ -142,23 +127,21 @@ def _port(text: str) -> int:
 
 
 def main() -> int:
-    """Carry out one command; the exit code is the server's or the client's."""
+    """Carry out a command; the exit code is the server's or the client's."""
     parser = argparse.ArgumentParser(description="Run TorchServe with both archives.")
     parser.add_argument("action", choices=["serve", "start", "stop", "with", "java"])
     parser.add_argument("--run-dir", type=Path, default=_RUN_DIR, help="for serve, start and stop")
+    parser.add_argument("--port", type=_port, help="default 8080, for `with` a free one; the next five are used too")
     parser.add_argument(
-        "--port", type=_port, help="default 8080; for `with` a free one; the five above it are used too"
+        "--stage", choices=STAGES, action="append", help="serve only this stage (repeatable; default: both)"
     )
-    parser.add_argument(
-        "--stage", choices=STAGES, action="append", help="serve this stage alone (repeatable; default: both)"
-    )
-    parser.add_argument("--profile", choices=PROFILES, default="auto", help="which models, where none is named")
-    parser.add_argument("--model-store", type=Path, default=_ROOT / "model_store")
+    parser.add_argument("--profile", choices=PROFILES, default="auto", help="which models to use, unless they are set")
+    parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options = parser.parse_args(sys.argv[1:cut])
     client = sys.argv[cut + 1 :]
     if bool(client) != (options.action == "with"):
-        parser.error("`with` takes `-- COMMAND`, what to run while the server runs; the other actions do not")
+        parser.error("`with` needs `-- COMMAND`, which runs while the server runs; the other actions take none")
     try:
         if options.action == "java":
             print(java_home())
@@ -172,7 +155,7 @@ def main() -> int:
             return _once(port, stages, options.model_store, client)
         server = Server(options.run_dir.absolute(), port, stages)
         return (_start if options.action == "start" else _serve)(server, options.model_store)
-    except (ServerError, JavaError, ModelsError) as error:
+    except (ServerError, ArchiveError, JavaError, ModelsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:

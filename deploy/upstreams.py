@@ -9,16 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import nginx_files
-from key_file import read_keys
-from nginx_files import Address, Pool, ProxyError
-from torchserve_process import STAGES
+from deploy import nginx_files
+from deploy.archives import STAGES
+from deploy.nginx_files import Address, Pool, ProxyError
+from deploy.renewal import current
 
 _ASK_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
 _FIRST_SECONDS = 3.0  # for the first answers, before nginx starts
-_TOLD = {0: "cannot be reached", 200: "is ready", 401: "cannot be asked: the first token here is unknown there",
-         404: "is not there"}  # fmt: skip
+_TOLD = {
+    0: "cannot be reached",
+    200: "is ready",
+    401: "cannot be asked: the first token here is unknown there",
+    404: "is not there",
+}
 
 
 class OwnServers:
@@ -39,7 +43,7 @@ class OwnServers:
 
     def files(self, tokens: Sequence[str]) -> dict[str, str]:
         """Files for nginx about them. A stage whose server has no keys now is answered with 503."""
-        keys = {stage: found.inference for stage, path in self._key_files.items() if (found := read_keys(path))}
+        keys = {stage: found.inference for stage, path in self._key_files.items() if (found := current(path))}
         return {
             "pools.conf": nginx_files.pools_of_host(self._addresses, self._inside),
             "secrets.conf": nginx_files.secrets(tokens, keys),
@@ -52,7 +56,7 @@ class OwnServers:
 class Hosts:
     """The proxies of several hosts, each asked every two seconds which of its stages are ready.
 
-    nginx alone would send most requests to a host that fails at once: it has the fewest connections.
+    By itself, nginx would send most requests to a host that fails at once: it has the fewest connections.
 
     Args:
         urls: `https://ADDRESS:PORT`, or `http://`.

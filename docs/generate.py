@@ -10,16 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.extend(str(Path(__file__).resolve().parent.parent / part) for part in ("benchmarks", "client", "handlers"))
+sys.path.extend(
+    str(Path(__file__).resolve().parent.parent / part) for part in (".", "benchmarks", "client", "handlers")
+)
 
-import figures
 from openapi import openapi
 from pydantic import BaseModel, TypeAdapter
 
-from cloudvid.events import BatchEvent
-from cloudvid.scenes import EXAMPLE, scene_schema
+from benchmarks import figures
+from cloudvid.batch.events import BatchEvent
+from cloudvid.batch.scenes import EXAMPLE, scene_schema
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
 from cloudvid_stages.settings import ImageToVideoSettings, StageSettings, TextToImageSettings
+from soak import table
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,22 +104,19 @@ def _with_parts(page: Path, parts: dict[str, str]) -> str:
 
 
 def performance_parts() -> dict[str, str]:
-    """The parts of docs/performance.md: one table of the runs that have a name, and each figure's plot of the last."""
-    runs = figures.named_runs()
-    parts = {"figures": figures.markdown(runs), "machines": figures.machines(runs) or "None yet."}
-    for number in figures.IDS:
-        plots = [run / f"{number}.svg" for run in runs if (run / f"{number}.svg").is_file()]
-        shown = f"![{number}](../{plots[-1].relative_to(_ROOT)})" if plots else "Not drawn yet."
-        parts[f"plot of {number}"] = shown
+    """The parts of docs/performance.md: the table of the documented run, and each figure's plot."""
+    parts = {"figures": figures.markdown()}
+    for number in range(1, 10):
+        plot = figures.DOCUMENTED / f"R{number}.svg"
+        shown = f"![R{number}](../{plot.relative_to(_ROOT)})" if plot.is_file() else "Not drawn yet."
+        parts[f"plot of R{number}"] = shown
     return parts
 
 
-def reliability_page() -> str:
-    """docs/reliability.md, with the table of the last soak."""
-    sys.path.insert(0, str(_ROOT))
-    from soak import table
-
-    return table.document()
+def reliability_parts() -> dict[str, str]:
+    """The table of docs/reliability.md: the last whole run of each case of the soak."""
+    results = table.read()
+    return {"results": table.markdown(results) if results else "No whole run is on record yet."}
 
 
 def outputs() -> dict[Path, str]:
@@ -133,7 +133,7 @@ def outputs() -> dict[Path, str]:
         _ROOT / "examples/input_scenes.json": EXAMPLE,
         _ROOT / "docs/settings.md": settings_page(),
         _ROOT / "docs/openapi.json": json.dumps(openapi(), indent=2) + "\n",
-        _ROOT / "docs/reliability.md": reliability_page(),
+        _ROOT / "docs/reliability.md": _with_parts(_ROOT / "docs/reliability.md", reliability_parts()),
     }
 
 

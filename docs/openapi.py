@@ -5,7 +5,6 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from cloudvid_schema import __version__
-from cloudvid_schema.bodies import ACCEPTED
 from cloudvid_schema.protocol import (
     DIGEST_HEADER,
     IMAGE_TYPES,
@@ -26,6 +25,7 @@ from cloudvid_schema.protocol import (
     Started,
     TextToImageRequest,
 )
+from cloudvid_serving.bodies import ACCEPTED
 
 _ERRORS = {
     400: "The body cannot be read, or (type `InvalidKeyException`) the token is missing, wrong or expired, or "
@@ -123,7 +123,7 @@ def _states() -> dict[str, Any]:
                 "summary": "Whether stages have workers that are ready",
                 "description": "Answered by a proxy, not by TorchServe; before several hosts, by one that is ready.",
                 "parameters": [
-                    stage | {"description": "This one alone; needed where two servers or several hosts stand behind."}
+                    stage | {"description": "Only this one; needed if two servers or several hosts stand behind."}
                 ],
                 "responses": _failures(*_OF_STATE) | {"200": _told("They have.", stages=stages), "503": not_ready},
             }
@@ -179,7 +179,7 @@ def openapi() -> dict[str, Any]:
             "/predictions/i2v": {"post": {"summary": "A clip of a picture", **_operation(Stage.I2V, i2v_body, [])}},
             "/invocations": {
                 "post": {
-                    "summary": "A clip of a picture sent alone, parameters in the query "
+                    "summary": "A clip of a picture sent as the body, parameters in the query "
                     "(TorchServe drops the query of /predictions)",
                     **_operation(Stage.I2V, raw, [model_name, *query]),
                 }

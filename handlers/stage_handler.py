@@ -5,7 +5,6 @@ back. Errors are answered per request: TorchServe turns a raised exception into 
 batch. Nothing of a request is printed: TorchServe obeys worker output that looks like `[PID]` or `[METRICS]`.
 """
 
-import atexit
 import base64
 import gc
 import hashlib
@@ -13,20 +12,16 @@ import json
 import logging
 import os
 import sys
-import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, get_args
 
 from ts.context import Context
 from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.metrics.metric_type_enum import MetricTypes
 
-from cloudvid_schema import bodies
-from cloudvid_schema.jobs import Job, LoadedStage, Output, Phase, WorkerUnfit
+from cloudvid_schema.processes import end_with
 from cloudvid_schema.protocol import (
     DIGEST_HEADER,
     IMAGE_TYPES,
@@ -45,10 +40,9 @@ from cloudvid_schema.protocol import (
     Stage,
     Started,
 )
+from cloudvid_serving import bodies
+from cloudvid_serving.jobs import Job, LoadedStage, Output, Phase, WorkerUnfit
 
-_WATCH_SECONDS = 0.5
-_WORKER = "model_service_worker.py"
-"""TorchServe's program, as whose process a worker runs."""
 logger = logging.getLogger(__name__)
 Row = Mapping[str, bytes | bytearray]
 
@@ -69,7 +63,8 @@ class StageHandler(ABC):
         """
         # Bodies arrive as the bytes that were sent: TorchServe's own decoding accepts duplicate keys and logs failures.
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
-        threading.Thread(target=_end_with_the_server, args=(os.getppid(),), name="server watch", daemon=True).start()
+        # A server that is killed outright would leave this worker behind with its job, and the GPU's memory.
+        end_with(os.getppid(), lambda: os._exit(1))
         # What is imported stays: the collector's passes over all of it are a sixth of a worker's start, and more would
         # come amid requests.
         gc.disable()
@@ -84,8 +79,6 @@ class StageHandler(ABC):
         section = (context.model_yaml_config or {}).get("handler", {})
         self._loaded = stage_class.load(section, context.system_properties.get("gpu_id"))
         self._metrics = _Metrics(context.metrics, self._loaded)
-        if Path(sys.argv[0]).name == _WORKER:  # and no test's process, which has more to do than this
-            atexit.register(_end_at_once)
         logger.info("%s is loaded: %s", stage, self._loaded.identity)
 
     def handle(self, rows: list[Row], context: Context) -> list[bytes]:
@@ -108,7 +101,7 @@ class StageHandler(ABC):
             outcomes = self._loaded.run(list(jobs.values()))
         except WorkerUnfit:
             logger.critical("this worker cannot go on and ends, to be replaced", exc_info=True)
-            _end_at_once()  # nothing that runs at an orderly exit may touch the device
+            end_at_once()  # nothing that runs at an orderly exit may touch the device
         for index, outcome in zip(jobs, outcomes, strict=True):
             stream = streams.get(index)
             try:
@@ -253,15 +246,8 @@ def _line(event: Started | Progress | Result | Failed) -> bytes:
     return event.model_dump_json().encode() + b"\n"
 
 
-def _end_with_the_server(server: int) -> None:
-    """End this worker when its server has gone: one killed outright leaves it with its job, and the GPU's memory."""
-    while os.getppid() == server:
-        time.sleep(_WATCH_SECONDS)
-    os._exit(1)
-
-
-def _end_at_once() -> None:
-    """Leave the memory to the kernel: Python's own way takes seconds with torch, in which a GPU's stays taken."""
+def end_at_once() -> None:
+    """End this process without Python's own clean-up, which takes seconds with torch and keeps the GPU's memory."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(1)  # as TorchServe's worker ends, once its server has closed the connection
@@ -285,7 +271,7 @@ def _body(stage: Stage, row: Row, headers: Mapping[str, str]) -> bodies.Body:
         raise RequestError(
             400,
             "QueryNotPassedOn",
-            "TorchServe drops the query string of /predictions, and with it the parameters of a picture sent alone; "
+            "TorchServe drops the query string of /predictions, and with it the parameters of a picture sent as body; "
             f"send it to /invocations?model_name={stage}&... or as multipart/form-data",
         )
     content = b"" if content_type == MULTIPART else fields.pop("body", b"")

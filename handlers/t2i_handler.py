@@ -1,7 +1,11 @@
 """Handler of the `t2i` model archive."""
 
-from cloudvid_schema.jobs import LoadedStage
-from stage_handler import StageHandler
+import atexit
+
+from cloudvid_serving.jobs import LoadedStage
+from stage_handler import StageHandler, end_at_once
+
+atexit.register(end_at_once)  # this module is only imported by TorchServe's workers
 
 
 class TextToImageHandler(StageHandler):

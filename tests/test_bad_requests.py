@@ -11,7 +11,7 @@ import pytest
 import requests
 from PIL import Image
 
-from cloudvid import errors
+from cloudvid.endpoints import errors
 from cloudvid_schema.protocol import Stage
 
 
@@ -106,7 +106,7 @@ BAD_REQUESTS = [
 ]  # fmt: skip
 
 
-def test_bad_requests_get_their_status_and_reason_and_leave_every_worker_alive(server):
+def test_bad_requests_get_their_status_and_kill_no_worker(server):
     before = worker_pids(server)
     key = json.loads(server.key_file.read_text())["inference"]["key"]
     wrong = []
@@ -125,7 +125,7 @@ def test_bad_requests_get_their_status_and_reason_and_leave_every_worker_alive(s
     assert worker_pids(server) == before
 
 
-def test_a_request_that_is_larger_than_torchserve_takes_gets_413_and_the_worker_lives(server):
+def test_a_request_too_large_for_torchserve_gets_413(server):
     before = worker_pids(server)
     key = json.loads(server.key_file.read_text())["inference"]["key"]
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "Expect": "100-continue"}
@@ -138,6 +138,6 @@ def test_a_request_that_is_larger_than_torchserve_takes_gets_413_and_the_worker_
     assert worker_pids(server) == before
 
 
-def test_a_picture_of_too_many_bytes_is_refused_before_it_is_sent(server):
+def test_a_picture_of_too_many_bytes_is_never_sent(server):
     with pytest.raises(errors.InvalidRequest, match="image: must have 1 to 33554432 bytes"):
         server.client().image_to_video(b"x" * (33 * 2**20))

@@ -6,19 +6,19 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-import changed_archives
 import pynvml
 import pytest
 import requests
 import torch
-from conftest import running_server
-from fake_torchserve import _Worker, fake_torchserve
-from noise import Picture
 
 from cloudvid import Client
 from cloudvid_schema.protocol import JSON, NDJSON, PNG, Stage
 from cloudvid_stages import gpu
 from cloudvid_stages.recipe import recipe_of_png
+from support import changed_archives
+from support.fake_torchserve import _Worker, fake_torchserve
+from support.noise import Picture
+from support.servers import running_server
 
 
 def in_batches_of_four(handlers):
@@ -58,7 +58,7 @@ def counted(server):
 
 
 @pytest.mark.slow
-def test_requests_that_arrive_together_are_answered_each_with_its_own_picture_stream_or_error(batching):
+def test_requests_that_arrive_together_get_their_own_answers(batching):
     asked = [{"seed": 1}, {"seed": 2, "accept": NDJSON}, {"num_inference_steps": 0}, {"seed": 3, "width": 128}]
     before = counted(batching)
     with ThreadPoolExecutor(4) as pool:
@@ -72,7 +72,7 @@ def test_requests_that_arrive_together_are_answered_each_with_its_own_picture_st
     assert refused.headers["Content-Type"].startswith(JSON)
     assert refused.json()["errors"][0]["parameter"] == "num_inference_steps"
     assert "batch_size" not in recipe_of_png(wide.content)
-    assert batching.client().readiness("t2i").ready == 1
+    assert batching.client().server.manage("t2i").ready == 1
     after = counted(batching)
 
     def grown(name, *labels):
@@ -86,7 +86,7 @@ def test_requests_that_arrive_together_are_answered_each_with_its_own_picture_st
     assert grown("cloudvid_phase_seconds_total", ("phase", "denoise")) > 0
 
 
-def test_the_metrics_are_there_from_the_start_and_count_what_was_made(server):
+def test_the_metrics_exist_from_the_start_and_count(server):
     for stage in ("t2i", "i2v"):
         found = counted(server)
         for name, labels in {
@@ -102,14 +102,14 @@ def test_the_metrics_are_there_from_the_start_and_count_what_was_made(server):
 
 
 def test_the_description_comes_through_the_management_api(server):
-    described = server.client().describe("t2i")
+    described = server.client().server.describe("t2i")
     assert (described.device, described.precision) == ("cpu", "fp32")
     assert described.settings["compile"] == "off"
     assert described.limits == {}
     assert described.peak_memory > 100 * 2**20
 
 
-def test_gauges_of_a_gpu_keep_their_device_and_one_that_its_driver_lacks_takes_no_other_away(monkeypatch, caplog):
+def test_a_missing_gauge_leaves_the_other_gauges_of_a_gpu(monkeypatch, caplog):
     def lacking(handle):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 

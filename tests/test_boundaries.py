@@ -1,6 +1,6 @@
 """Every parameter at and beyond its limits, and hostile pictures: each gets its answer, and the workers live on.
 
-What is tried stands in `parameter_limits.py` and `hostile_pictures.py`.
+What is tried is in `support/parameter_limits.py` and `support/hostile_pictures.py`.
 """
 
 import json
@@ -9,13 +9,9 @@ import re
 import subprocess
 import sys
 
-import hostile_pictures
 import pytest
 import requests
-from conftest import ROOT
-from parameter_limits import FORMS, NOT_JSON, PICTURE, WORK, as_field, cheapest, is_cheap, json_body, rules, values
 
-from cloudvid_schema import bodies
 from cloudvid_schema.faults import place_of
 from cloudvid_schema.protocol import (
     JSON,
@@ -26,6 +22,20 @@ from cloudvid_schema.protocol import (
     ErrorBody,
     RequestError,
     Stage,
+)
+from cloudvid_serving import bodies
+from support import ROOT, hostile_pictures
+from support.parameter_limits import (
+    FORMS,
+    NOT_JSON,
+    PICTURE,
+    WORK,
+    as_field,
+    cheapest,
+    is_cheap,
+    json_body,
+    rules,
+    values,
 )
 
 MOST_MIB = 100
@@ -74,7 +84,7 @@ def complaint(answer: requests.Response, code: int, parameters: list[str]) -> st
 
 
 @pytest.mark.parametrize(("stage", "form"), FORMS)
-def test_each_value_that_breaks_its_parameters_rule_is_422_and_named(endpoints, stage, form):
+def test_each_value_that_breaks_its_rule_is_named_422(endpoints, stage, form):
     tried = [(name, literal) for name, literal, valid in values(stage, form) if not valid]
     wrong = {
         (name, literal[:60]): problem
@@ -86,7 +96,7 @@ def test_each_value_that_breaks_its_parameters_rule_is_422_and_named(endpoints, 
 
 
 @pytest.mark.parametrize(("stage", "form"), FORMS)
-def test_what_is_no_json_is_400_in_a_body_and_422_and_named_in_a_field(endpoints, stage, form):
+def test_broken_json_is_400_in_bodies_422_in_fields(endpoints, stage, form):
     wrong = {}
     for name, rule in rules(stage).items():
         for literal in NOT_JSON if rule.kind != "string" else []:
@@ -98,7 +108,7 @@ def test_what_is_no_json_is_400_in_a_body_and_422_and_named_in_a_field(endpoints
 
 
 @pytest.mark.parametrize(("stage", "form"), FORMS)
-def test_each_value_within_its_parameters_rule_is_read_as_it_was_sent(stage, form):
+def test_each_valid_value_is_read_as_it_was_sent(stage, form):
     """By the code that the handler calls, since the largest would keep two cores busy for hours."""
     wrong, tried = {}, 0
     for name, literal, valid in values(stage, form):
@@ -145,7 +155,7 @@ def test_every_parameter_that_is_at_fault_is_named_at_once(endpoints, stage, for
 
 
 @pytest.mark.parametrize(("stage", "form"), FORMS)
-def test_a_key_that_is_nearly_a_parameter_is_refused_and_the_parameter_suggested(endpoints, stage, form):
+def test_a_misspelt_parameter_is_refused_with_a_suggestion(endpoints, stage, form):
     wrong = {}
     for name in rules(stage):
         nearly = [name[:-1], name + "s", name.upper(), name.replace("_", "-") + "-", f"{name}[0]"]
@@ -220,9 +230,10 @@ def test_metadata_is_taken_up_to_its_limits_and_refused_beyond(endpoints, stage,
 
 
 def test_no_picture_file_costs_more_memory_than_a_picture_may():
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "handlers"), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    path = f"{ROOT / 'handlers'}:{ROOT / 'tests'}"
+    environment = os.environ | {"PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, hostile_pictures.__file__],
+        [sys.executable, "-m", hostile_pictures.__name__],
         env=environment,
         capture_output=True,
         text=True,
@@ -259,7 +270,7 @@ def test_each_odd_picture_that_is_harmless_becomes_a_clip(endpoints):
     assert not wrong
 
 
-def test_after_all_of_that_both_stages_serve_with_the_workers_that_they_had(endpoints):
+def test_afterwards_both_stages_serve_with_the_same_workers(endpoints):
     assert endpoints.pids_now() == endpoints.pids
     client = endpoints.server.client()
     picture = client.text_to_image("a lighthouse", width=64, height=64, num_inference_steps=1)

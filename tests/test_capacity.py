@@ -3,9 +3,8 @@
 import math
 import re
 
-from conftest import ROOT
-
 from cloudvid.cli.run import _MANY
+from support import ROOT
 
 TEXT = (ROOT / "docs/capacity.md").read_text()
 

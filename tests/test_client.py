@@ -1,31 +1,23 @@
 """The client against answers of every kind."""
 
-import base64
-import hashlib
+import inspect
+import io
 import json
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import pytest
-from fake_server import PICTURE, Answer, error, event_lines, fake_server, workers
-from loopback import client_of, closed_port
+import requests
 
 import cloudvid
-from cloudvid import Client, errors
-from cloudvid.slots import Slots
-from cloudvid_schema.protocol import Stage
-
-
-def file_answer(data=PICTURE, **changes):
-    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
-    headers = {
-        "Content-Type": "image/png",
-        "CloudVid-Seed": "7",
-        "CloudVid-Model": "m@1",
-        "Content-Digest": f"sha-256=:{digest}:",
-        "Server-Timing": "denoise;dur=12.5, decode;dur=3.0",
-    }
-    return Answer(body=data, headers={**headers, **changes.pop("headers", {})}, **changes)
+from cloudvid import Client
+from cloudvid.batch.watch import Watch
+from cloudvid.endpoints import errors
+from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequest
+from support.fake_server import PICTURE, Answer, error, event_lines, fake_server, file_answer, workers
+from support.loopback import client_of, closed_port
 
 
 def test_the_public_names_are_exactly_what_the_package_offers():
@@ -37,8 +29,9 @@ def test_the_public_names_are_exactly_what_the_package_offers():
 def test_a_picture_comes_with_what_its_headers_say():
     with fake_server(lambda seen: file_answer()) as server:
         result = client_of(server).text_to_image("a cat", width=128)
-    assert (result.data, result.seed, result.model) == (PICTURE, 7, "m@1")
+    assert (result.data, result.media_type, result.seed, result.model) == (PICTURE, "image/png", 7, "m@1")
     assert result.timings == {"denoise": 12.5, "decode": 3.0}
+    assert result.warnings == ()
     (seen,) = server.seen
     assert (seen.method, seen.path) == ("POST", "/predictions/t2i")
     assert seen.headers["Authorization"] == "Bearer t"
@@ -52,7 +45,7 @@ def test_times_that_are_no_numbers_are_passed_over():
 
 
 @pytest.mark.parametrize("status", [400, 401, 422, 500])
-def test_a_servers_words_are_text_and_no_commands_to_a_terminal(status):
+def test_a_servers_text_cannot_control_a_terminal(status):
     hostile = "\x1b]0;owned\x07\r\nfake\u202e"
     with (
         fake_server(lambda seen: error(status, hostile, hostile)) as server,
@@ -68,22 +61,27 @@ def test_a_streamed_picture_passes_its_events_on():
     events = []
     with fake_server(lambda seen: event_lines("started", "progress", "result")) as server:
         result = client_of(server).text_to_image("a cat", on_event=events.append)
-    assert result.data == PICTURE
+    assert (result.data, result.media_type, result.seed, result.model) == (PICTURE, "image/png", 7, "m@1")
     assert [event.event for event in events] == ["started", "progress"]
     assert server.seen[0].headers["Accept"] == "application/x-ndjson"
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "said"),
     [
-        file_answer(headers={"Content-Digest": "sha-256=:AAAA:"}),
-        file_answer(cut=4),
-        Answer(body=PICTURE),
+        (file_answer(headers={"Content-Digest": "sha-256=:AAAA:"}), "does not match its Content-Digest"),
+        (file_answer(headers={"Content-Digest": None}), "does not match its Content-Digest"),
+        (file_answer(cut=4), "the answer broke off"),
+        (file_answer(headers={"CloudVid-Seed": None}), "lacks CloudVid-Seed or CloudVid-Model, or"),
+        (file_answer(headers={"CloudVid-Seed": "seven"}), "lacks CloudVid-Seed or CloudVid-Model, or"),
+        (file_answer(headers={"CloudVid-Model": None}), "lacks CloudVid-Seed or CloudVid-Model, or"),
+        (file_answer(headers={"CloudVid-Warnings": "prompt: x"}), "CloudVid-Warnings is not a JSON array of strings"),
+        (file_answer(headers={"CloudVid-Warnings": "[1]"}), "CloudVid-Warnings is not a JSON array of strings"),
     ],
-    ids=["wrong digest", "cut", "no digest"],
+    ids=["wrong digest", "no digest", "cut", "no seed", "a seed in words", "no model", "warnings", "numbers"],
 )
-def test_a_file_that_is_not_what_was_sent_is_a_broken_answer(answer):
-    with fake_server(lambda seen: answer) as server, pytest.raises(errors.BrokenAnswer):
+def test_an_answer_with_one_fault_is_a_broken_answer(answer, said):
+    with fake_server(lambda seen: answer) as server, pytest.raises(errors.BrokenAnswer, match=said):
         client_of(server).text_to_image("a cat")
 
 
@@ -94,6 +92,42 @@ def test_a_file_that_is_not_what_was_sent_is_a_broken_answer(answer):
 def test_a_stream_without_a_whole_result_is_a_broken_answer(events):
     with fake_server(lambda seen: event_lines(*events)) as server, pytest.raises(errors.BrokenAnswer):
         client_of(server).text_to_image("a cat", on_event=lambda event: None)
+
+
+def test_a_stream_of_many_chunks_and_blank_lines_is_whole():
+    data, events = bytes(range(256)) * 2000, []
+    answer = event_lines("started", *["progress"] * 5000, "result", data=data)
+    body = b"\n" + answer.body.replace(b"\n", b"\n \n")
+    assert len(body) > len(data) > 5 * 2**16
+    with fake_server(lambda seen: Answer(200, body, answer.headers)) as server:
+        result = client_of(server).text_to_image("a cat", on_event=events.append)
+    assert result.data == data
+    assert len(events) == 5001
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(413, b""), "t2i answers 413 Unknown: the request is larger than the server accepts"),
+        (Answer(404, b"<html>" + b"x" * 500), "t2i answers 404 Unknown: '<html>" + "x" * 194 + "'"),
+        (Answer(418, b"\xff\xfe\n"), "t2i answers 418 Unknown: '\\ufffd\\ufffd\\n'"),
+        (Answer(422, b'{"code": 422}'), "t2i answers 422 Unknown: '{\"code\": 422}'"),
+        (error(422, "InvalidParameters", "width: odd"), "t2i answers 422 InvalidParameters: width: odd"),
+    ],
+    ids=["empty", "a page", "no text", "half an error", "an error"],
+)
+def test_an_error_says_what_the_server_said(answer, said):
+    with fake_server(lambda seen: answer) as server, pytest.raises(errors.Rejected) as raised:
+        client_of(server).text_to_image("a cat")
+    assert str(raised.value) == said
+    assert raised.value.body.code == answer.status
+
+
+def test_a_proxy_that_gave_up_is_told_as_such():
+    answer = Answer(504, b"<html>Gateway Timeout")
+    with fake_server(lambda seen: answer) as server, pytest.raises(errors.BrokenAnswer) as raised:
+        client_of(server).text_to_image("a cat")
+    assert str(raised.value) == "t2i answers 504 Unknown: the proxy's timeout has passed"
 
 
 def test_an_error_within_a_stream_is_the_requests_error():
@@ -114,7 +148,7 @@ def test_an_invalid_parameter_is_refused_before_anything_is_sent():
     assert server.seen == []
 
 
-def test_a_server_that_is_not_there_is_unreachable_with_a_plain_reason():
+def test_an_absent_server_is_unreachable_with_a_plain_reason():
     url = f"http://127.0.0.1:{closed_port()}"
     with pytest.raises(errors.Unreachable, match=f"^nothing answers at {url}/predictions/t2i: Connection refused$"):
         Client(url, token="t").text_to_image("a cat")
@@ -122,7 +156,7 @@ def test_a_server_that_is_not_there_is_unreachable_with_a_plain_reason():
 
 @pytest.mark.parametrize("address", ["localhost:8080", "ftp://x", "http://"])
 def test_an_address_that_is_none_is_refused(address):
-    with pytest.raises(errors.Unreachable, match="is no address of a server"):
+    with pytest.raises(errors.Unreachable, match="is not a server's address"):
         Client(address)
 
 
@@ -130,7 +164,7 @@ def keys(path, inference):
     path.write_text(json.dumps({"inference": {"key": inference}, "management": {"key": "m"}}))
 
 
-def test_a_key_that_has_changed_is_read_again_and_sent_once_more(tmp_path):
+def test_a_changed_key_is_read_and_sent_again(tmp_path):
     key_file = tmp_path / "key_file.json"
     keys(key_file, "old")
 
@@ -145,7 +179,7 @@ def test_a_key_that_has_changed_is_read_again_and_sent_once_more(tmp_path):
     assert len(server.seen) == 2
 
 
-def test_a_proxy_or_netrc_of_the_user_never_sees_the_token(monkeypatch, tmp_path):
+def test_the_users_proxy_or_netrc_never_sees_the_token(monkeypatch, tmp_path):
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port()}")
@@ -162,13 +196,13 @@ def test_ready_means_that_a_worker_is_ready():
     with ready_server("LOADING", "READY") as server:
         client = client_of(server)
         client.check_ready()
-        assert client.readiness(Stage.I2V).ready == 1
+        assert client.server.manage(Stage.I2V).ready == 1
 
 
 def test_a_stage_whose_workers_still_load_is_not_ready():
     with (
         ready_server("LOADING") as server,
-        pytest.raises(errors.NotReady, match="t2i has no worker that is ready, of 1"),
+        pytest.raises(errors.NotReady, match="t2i has 0 of 1 workers ready"),
     ):
         client_of(server).check_ready()
 
@@ -188,17 +222,17 @@ def test_waiting_goes_on_until_the_worker_is_ready():
         client_of(server, sleep=lambda s: None).wait_until_ready(Stage.T2I, timeout=60)
 
 
-def test_a_management_api_that_cannot_be_asked_leaves_the_ping_to_decide():
+def test_without_a_management_api_the_ping_decides():
     with fake_server(lambda seen: Answer(404 if seen.path.startswith("/ready") else 200)) as server:
         client_of(server, management=f"http://127.0.0.1:{closed_port()}").check_ready()
 
 
-def test_a_front_that_routes_by_path_alone_has_one_ping_for_both_stages():
+def test_a_front_that_routes_by_path_has_one_ping():
     with fake_server(lambda seen: Answer(200 if seen.path == "/ping" else 404)) as server:
         client_of(server, management=f"http://127.0.0.1:{closed_port()}").check_ready()
 
 
-def test_behind_a_proxy_its_ready_decides_and_is_the_number_of_requests_at_once_unless_one_was_given():
+def test_a_proxys_ready_count_decides_unless_one_is_given():
     counts = {"t2i": {"READY": 3, "UNLOADING": 1}, "i2v": {"READY": 0, "UNLOADING": 2}}
 
     def answer(seen):
@@ -211,9 +245,107 @@ def test_behind_a_proxy_its_ready_decides_and_is_the_number_of_requests_at_once_
     with fake_server(answer) as server:
         client = client_of(server, management=f"http://127.0.0.1:{closed_port()}")
         client.check_ready(Stage.T2I)
-        with pytest.raises(errors.NotReady, match="i2v has no worker that is ready, of 2"):
+        with pytest.raises(errors.NotReady, match="i2v has 0 of 2 workers ready"):
             client.check_ready()
         for given, expected in (({}, 4), ({Stage.T2I: 12}, 12)):
-            slots = Slots(client, given)
-            slots.stop()
-            assert slots.count(Stage.T2I) == expected
+            watch = Watch(client.server, given)
+            watch.start()
+            while not watch.is_ready(timeout=10):
+                pass
+            watch.stop()
+            assert watch.slots(Stage.T2I) == expected
+
+
+class Silent(requests.Session):
+    """A session whose management API never answers; seconds pass meanwhile."""
+
+    def __init__(self, silent, now):
+        super().__init__()
+        self._silent, self._now = silent, now
+
+    def request(self, method, url, **options):
+        parts = urlsplit(url)
+        if any(part in parts.path for part in self._silent):
+            self._now[0] += options["timeout"][1] if isinstance(options["timeout"], tuple) else options["timeout"]
+            raise requests.ReadTimeout("Read timed out.")
+        answer = requests.Response()
+        answer.status_code = 200 if parts.path == "/ping" else 404
+        answer.raw = io.BytesIO(b"{}")
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("silent", "said"),
+    [
+        (("/ping",), r"nothing answers at http://server:1/ping: no answer within the timeout"),
+        (("/models/", "/ready"), None),
+    ],
+    ids=["nothing answers", "the management API alone is silent"],
+)
+def test_waiting_ends_by_its_own_timeout_where_answers_time_out(silent, said):
+    now, reasons = [0.0], []
+    client = Client(
+        "http://server:1", token="t", management="http://server:2", session=Silent(silent, now),
+        clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
+    )  # fmt: skip
+    if said is None:  # workers cannot be counted: the ping decides
+        client.wait_until_ready(timeout=60)
+        return
+    with pytest.raises(errors.Unreachable, match=said):
+        client.wait_until_ready(timeout=60, on_wait=reasons.append)
+    assert 60 <= now[0] < 75
+    assert len(reasons) >= 3
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.status(Stage.T2I),
+        lambda client: client.check_ready(),
+        lambda client: client.scale(Stage.T2I, 1),
+        lambda client: client.server.ping(Stage.T2I),
+        lambda client: client.server.manage(Stage.T2I),
+        lambda client: client.server.look(Stage.T2I),
+        lambda client: client.server.set_workers(Stage.T2I, 1, 1),
+    ],
+    ids=["status", "check_ready", "scale", "ping", "manage", "look", "set_workers"],
+)
+def test_only_a_request_to_a_stage_stalls(ask):
+    client = Client("http://server:1", token="t", management="http://server:2", session=Silent(("/",), [0.0]))
+    with pytest.raises(errors.Unreachable, match=r"no answer within the timeout$"):
+        ask(client)
+    assert client.server.describe(Stage.T2I) is None
+    with pytest.raises(errors.Stalled, match="t2i: no data for 3600 s"):
+        client.text_to_image("a cat")
+
+
+def test_a_client_closes_its_connections():
+    closed = []
+
+    class Session(requests.Session):
+        def close(self):
+            closed.append(self)
+
+    with Client("http://server:1", token="t", session=(session := Session())) as client:
+        assert client.server.has_token
+        assert closed == []
+    assert closed == [session]
+
+
+@pytest.mark.parametrize(
+    ("method", "model"), [(Client.text_to_image, TextToImageRequest), (Client.image_to_video, ImageToVideoRequest)]
+)
+def test_the_clients_keywords_are_the_parameters_of_the_schema(method, model):
+    keywords = inspect.signature(method).parameters
+    assert set(keywords) - {"self", "image", "on_event"} == set(model.model_fields)
+    for name, field in model.model_fields.items():
+        if field.is_required():
+            assert keywords[name].default is inspect.Parameter.empty, name
+            continue
+        assert keywords[name].default is None, name
+        assert kinds(get_type_hints(method)[name]) == kinds(field.annotation), name
+
+
+def kinds(annotation):
+    """The types of a value that may also be None."""
+    return set(get_args(annotation)) - {NoneType} if get_origin(annotation) in (Union, UnionType) else {annotation}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch._dynamo
-from stages import pixels, prompt, run
 
 from cloudvid_stages.settings import SettingsError
 from cloudvid_stages.speed import graphs_compiled
+from support.stages import pixels, prompt, run
 
 
 def test_no_compiler_is_said_at_load(load, monkeypatch):
@@ -16,7 +16,7 @@ def test_no_compiler_is_said_at_load(load, monkeypatch):
         load("t2i", compile="full")
 
 
-def test_compiled_blocks_make_the_same_picture_and_their_code_is_kept(load, plain, tmp_path):
+def test_compiled_blocks_make_the_same_picture_and_are_cached(load, plain, tmp_path):
     loaded = load("t2i", compile="regional", compile_cache=str(tmp_path), warm_up=["128x64"])
     code = list(tmp_path.rglob("*.so"))
     made, output = pixels("t2i", loaded)

@@ -10,14 +10,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import container
 import pytest
-from conftest import ROOT
-from exporter import EXPORTER
-from fake_hub import fake_hub
-from loopback import free_port
 
 from cloudvid.cli import app
+from deploy import container
+from deploy.exporter import EXPORTER
+from support import ROOT
+from support.fake_hub import fake_hub
+from support.loopback import free_port
 
 SCENE = {
     "id": "pond",
@@ -54,8 +54,10 @@ def start(app_folder, *arguments, **environment):
     """The entry point, in a session of its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("CLOUDVID_", "HF_", "PROFILE"))}
     return subprocess.Popen(
-        [sys.executable, str(app_folder / "deploy/container.py"), *arguments],
-        env=clean | {"PYTHONPATH": str(app_folder / "client"), "TMPDIR": str(app_folder.parent)} | environment,
+        [sys.executable, "-m", "deploy.container", *arguments],
+        env=clean
+        | {"PYTHONPATH": f"{app_folder}:{app_folder / 'client'}", "TMPDIR": str(app_folder.parent)}
+        | environment,
         cwd=app_folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -78,7 +80,7 @@ def test_without_a_scene_file_it_says_where_to_put_them(app_folder):
     assert f"no scene file: {app_folder}/input_data holds no *.json; mount a folder of them" in stderr
 
 
-def test_where_every_scene_file_has_a_fault_all_of_them_are_named_and_no_server_starts(app_folder):
+def test_no_server_starts_if_every_scene_file_is_faulty(app_folder):
     (app_folder / "input_data/a.json").write_text("{")
     (app_folder / "input_data/b.json").write_text(json.dumps([SCENE | {"id": "a/b"}]))
     code, _, stderr = run(app_folder)
@@ -88,7 +90,7 @@ def test_where_every_scene_file_has_a_fault_all_of_them_are_named_and_no_server_
     assert not list((app_folder / ".run").iterdir())
 
 
-def test_where_the_outputs_cannot_be_written_the_user_and_the_remedy_are_named(app_folder):
+def test_unwritable_outputs_name_the_user_and_the_remedy(app_folder):
     (app_folder / "input_data/a.json").write_text(json.dumps([SCENE]))
     (app_folder / "output_data").rmdir()
     code, _, stderr = run(app_folder)
@@ -135,7 +137,7 @@ def executed(monkeypatch, tmp_path):
     return commands
 
 
-def test_serve_and_proxy_are_the_programs_of_deploy_with_their_options(executed, tmp_path):
+def test_serve_and_proxy_run_deploys_programs_with_their_options(executed, tmp_path):
     for arguments in (
         ["serve"],
         ["serve", "i2v", "--port", "8090", "--run-dir", str(tmp_path / "x")],
@@ -143,15 +145,15 @@ def test_serve_and_proxy_are_the_programs_of_deploy_with_their_options(executed,
     ):
         with pytest.raises(SystemExit):
             container.main(arguments)
-    server, proxy = str(ROOT / "deploy/server.py"), str(ROOT / "deploy/proxy.py")
+    server, proxy = ["-m", "deploy.server"], ["-m", "deploy.proxy"]
     both, one, before = executed
-    assert both == [server, "serve", "--profile", "auto", "--run-dir", str(tmp_path / "run")]
+    assert both == [*server, "serve", "--profile", "auto", "--run-dir", str(tmp_path / "run")]
     expected = ["--stage", "i2v", "--profile", "auto", "--run-dir", str(tmp_path / "x"), "--port", "8090"]
-    assert one == [server, "serve", *expected]
-    assert before == [proxy, "--listen", "0.0.0.0:8443", "--a"]
+    assert one == [*server, "serve", *expected]
+    assert before == [*proxy, "--listen", "0.0.0.0:8443", "--a"]
 
 
-def test_the_run_folder_holds_no_logs_and_no_clips_even_where_an_earlier_container_left_it(executed, tmp_path):
+def test_the_run_folder_never_holds_logs_or_clips(executed, tmp_path):
     for _ in range(2):
         with pytest.raises(SystemExit):
             container.main(["serve"])
@@ -204,7 +206,7 @@ def rendering(monkeypatch, tmp_path):
     ("code", "files", "expected"),
     [("0", ["0", "0"], 0), ("0", ["1", "0"], 1), ("2", ["0", "1"], 2), ("0", ["0", "2", "1"], 2), ("2", ["0"], 2)],
 )
-def test_the_exit_code_is_the_worst_and_one_files_failure_stops_no_other(code, files, expected, rendering, tmp_path):
+def test_the_worst_exit_code_counts_and_no_failure_stops_another(code, files, expected, rendering, tmp_path):
     assert rendering(code, "--force", "--", *(f"{name}.json" for name in files)) == expected
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [call.split()[1] for call in calls] == [f"{name}.json" for name in files]
@@ -214,7 +216,7 @@ def test_the_exit_code_is_the_worst_and_one_files_failure_stops_no_other(code, f
 
 
 @pytest.mark.parametrize("code", [3, 130])
-def test_without_its_server_or_interrupted_it_begins_no_other_file_and_says_which(code, rendering, capfd):
+def test_without_a_server_it_names_the_files_not_begun(code, rendering, capfd):
     assert rendering("0", "--", f"{code}.json", "0.json", "1.json") == code
     assert "not begun: 0.json, 1.json" in capfd.readouterr().err
 
@@ -246,7 +248,7 @@ def whole(app_folder, model_store, tiny_models):
 
 
 @pytest.mark.slow
-def test_the_whole_job_is_done_on_every_file_and_sigterm_ends_all_of_it(whole):
+def test_the_whole_job_handles_every_file_and_sigterm(whole):
     process = start(whole, PROFILE="tiny")
     for line in process.stdout:
         if line.startswith("second.json -> "):

@@ -1,6 +1,6 @@
 """Crashes: of every file operation, of answers at any byte; interrupts. Nothing is lost or half done.
 
-The client that is killed at random moments is case F5 of the soak, a short cut of which test_soak.py runs.
+The client that is killed at random moments is case F5 of the soak (soak/test_killed_clients.py).
 """
 
 import errno
@@ -12,19 +12,27 @@ import subprocess
 import sys
 import threading
 
-import forked
 import pytest
-from command_line import clean_environment
-from fake_server import error
-from fake_torchserve import fake_torchserve
-from faulty_disk import Faulty
-from folders import contents, no_half_file_has_a_final_name, scenes, write_scenes
-from loopback import client_of, connection
 
-from cloudvid import Client, OutputError, RenderOptions, errors, parse_scenes, render
-from cloudvid.cli.run import _signals_as_interrupt
-from cloudvid.events import SceneFailed
+from cloudvid import Client, OutputError, RenderOptions, parse_scenes, render
+from cloudvid.batch.events import SceneFailed
+from cloudvid.endpoints import errors
+from cloudvid_schema.processes import interrupts
 from cloudvid_schema.protocol import Stage
+from support import forked
+from support.command_line import clean_environment
+from support.fake_server import error
+from support.fake_torchserve import fake_torchserve
+from support.faulty_disk import Faulty
+from support.folders import (
+    contents,
+    leftovers,
+    no_half_file_has_a_final_name,
+    scenes,
+    what_is_on_record_is_on_the_disk,
+    write_scenes,
+)
+from support.loopback import client_of, connection
 
 
 def run(server, scene_file, folder):
@@ -56,7 +64,7 @@ def whole_pair(tmp_path_factory):
 
 
 @pytest.mark.parametrize("fault", [errno.EIO, errno.ENOSPC, "short"])
-def test_each_file_operation_may_fail_and_the_next_run_mends_it(fault, whole_pair, tmp_path):
+def test_each_file_operation_may_fail_and_a_rerun_repairs(fault, whole_pair, tmp_path):
     undisturbed, operations = whole_pair
     with fake_torchserve() as server:
         client = client_of(server)
@@ -72,27 +80,30 @@ def test_each_file_operation_may_fail_and_the_next_run_mends_it(fault, whole_pai
                 assert os.strerror(fault) in str(error)
             assert failed == (fault != "short"), f"operation {at}"
             assert no_half_file_has_a_final_name(folder)
+            assert what_is_on_record_is_on_the_disk(folder)
+            assert not leftovers(folder), f"operation {at}"
             list(render(parse_scenes(scenes(1)), client, folder))
             assert contents(folder) == undisturbed, f"operation {at}"
             assert server.posts.total() - posts <= 3, f"operation {at}: at most the file that failed is made again"
 
 
 @pytest.mark.slow
-def test_the_process_may_end_at_each_file_operation_and_the_next_run_mends_it(whole_pair, tmp_path):
+def test_the_process_may_end_anywhere_and_a_rerun_repairs(whole_pair, tmp_path):
     undisturbed, operations = whole_pair
     with fake_torchserve() as server:
         client = client_of(server)
         for at in range(1, operations + 1):
             folder = tmp_path / str(at)
             arguments = server.url, folder, at
-            ended = forked.run("faulty_disk:main", *arguments, cwd=tmp_path, environment=clean_environment())
+            ended = forked.run("support.faulty_disk:main", *arguments, cwd=tmp_path, environment=clean_environment())
             assert ended.returncode == 9, ended.stderr
             assert no_half_file_has_a_final_name(folder)
+            assert what_is_on_record_is_on_the_disk(folder)
             list(render(parse_scenes(scenes(1)), client, folder))
             assert contents(folder) == undisturbed, f"operation {at}"
 
 
-def test_an_answer_cut_at_a_hundred_places_never_becomes_a_file(tmp_path, whole_pair):
+def test_an_answer_cut_anywhere_never_becomes_a_file(tmp_path, whole_pair):
     """The first fifty pictures and the clips of the other fifty: no two answers of a stage at the same place."""
     undisturbed, _ = whole_pair
     names = {Stage.T2I: "s0_base_image.png", Stage.I2V: "s0_video.mp4"}
@@ -116,7 +127,7 @@ def test_an_answer_cut_at_a_hundred_places_never_becomes_a_file(tmp_path, whole_
         assert all(made[name] == undisturbed[name] for name in names.values())
 
 
-def test_two_clients_on_one_folder_do_no_damage_and_the_second_says_what_is_going_on(undisturbed, tmp_path):
+def test_a_second_client_on_a_folder_does_no_damage(undisturbed, tmp_path):
     scene_file = write_scenes(tmp_path / "scenes.json", 6)
     with fake_torchserve(step_seconds=0.05) as server:
         first = render(parse_scenes(scenes(6)), client_of(server), tmp_path / "out")
@@ -135,7 +146,7 @@ def test_two_clients_on_one_folder_do_no_damage_and_the_second_says_what_is_goin
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_where_the_lock_lies_two_clients_still_do_no_damage_and_lose_nothing(undisturbed, tmp_path, monkeypatch):
+def test_two_clients_without_working_locks_lose_nothing(undisturbed, tmp_path, monkeypatch):
     """Each makes half of the scenes, at the same time; the second to open sweeps what it takes for leftovers."""
     monkeypatch.setattr("fcntl.flock", lambda *_: None)
     with fake_torchserve(workers=2, step_seconds=0.01) as server:
@@ -159,7 +170,7 @@ def test_where_the_lock_lies_two_clients_still_do_no_damage_and_lose_nothing(und
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_one_stage_that_is_away_does_not_stop_what_the_other_can_still_do(undisturbed, tmp_path):
+def test_one_absent_stage_does_not_stop_the_other(undisturbed, tmp_path):
     with fake_torchserve() as server:
         client = client_of(server)
         list(render(parse_scenes(scenes(6)), client, tmp_path / "out"))
@@ -182,7 +193,7 @@ def test_hang_up_is_ignored_under_nohup(tmp_path):
         assert process.wait(timeout=60) == 0
 
 
-def test_a_run_says_that_it_waits_for_busy_workers_and_counts_the_time(tmp_path):
+def test_a_run_reports_and_counts_its_wait_for_busy_workers(tmp_path):
     """They are asked for their models first, and answer when they are through with requests of before."""
     free = threading.Event()
     scene_file = write_scenes(tmp_path / "scenes.json", 1)
@@ -203,7 +214,7 @@ def test_a_run_says_that_it_waits_for_busy_workers_and_counts_the_time(tmp_path)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_run_at_once_with_130_and_a_command_that_resumes(sign, undisturbed, tmp_path):
+def test_an_interrupt_ends_with_130_and_the_resuming_command(sign, undisturbed, tmp_path):
     """A step takes ten minutes here: a client that waited for it would be killed by the time-out."""
     scene_file = write_scenes(tmp_path / "scenes.json", 6)
     with fake_torchserve(step_seconds=600) as server:
@@ -220,7 +231,7 @@ def test_an_interrupt_ends_the_run_at_once_with_130_and_a_command_that_resumes(s
     last = json.loads(events.splitlines()[-1])
     assert (last["event"], last["stopped"]) == ("batch_finished", "interrupted")
     assert "Traceback" not in said
-    assert "interrupted; to go on:\n  cloudvid run " in said
+    assert "interrupted; continue with\n  cloudvid run " in said
     with fake_torchserve() as server:
         subprocess.run(command(server, scene_file, tmp_path / "out"), env=clean_environment(), check=True, timeout=60)
     assert contents(tmp_path / "out") == undisturbed
@@ -234,13 +245,13 @@ def test_an_interrupt_that_comes_in_a_destructor_is_not_lost():
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt), _signals_as_interrupt():
+    with pytest.raises(KeyboardInterrupt), interrupts():
         last = Last()
         del last
         threading.Event().wait()
 
 
-def test_a_signal_that_comes_as_the_batch_is_over_neither_ends_the_process_nor_comes_again():
+def test_a_signal_after_the_batch_has_no_effect():
     """The handlers are put back one by one; meanwhile the timer that raises a lost interrupt again must stay off."""
     put_back, before = signal.signal, signal.getsignal(signal.SIGALRM)
 
@@ -248,7 +259,7 @@ def test_a_signal_that_comes_as_the_batch_is_over_neither_ends_the_process_nor_c
         signal.raise_signal(sign)
         return put_back(sign, handler)
 
-    with pytest.MonkeyPatch.context() as patched, _signals_as_interrupt():
+    with pytest.MonkeyPatch.context() as patched, interrupts():
         patched.setattr(signal, "signal", with_a_signal_before)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGALRM) is before

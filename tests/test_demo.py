@@ -6,13 +6,11 @@ import re
 import signal
 from pathlib import Path
 
-import profiles
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
 
-from cloudvid.toys import toy_note
+from cloudvid.batch.toys import toy_note
 from cloudvid_schema.vocabulary import unknown_words
 from cloudvid_stages.digests import check_list
 from demo.captions import vocabulary
@@ -20,6 +18,8 @@ from demo.sheets import PROMPTS
 from demo.training import autoencoders
 from demo.training.loop import Batches, Interrupted, Plan, train
 from demo.training.parts import is_finished, load_part
+from deploy import profiles
+from support import ROOT
 
 MODELS = {stage: ROOT / f"demo/models/cloudvid-demo-{stage}" for stage in ("t2i", "i2v")}
 NAMED = {f"CLOUDVID_{stage.upper()}_MODEL": str(folder) for stage, folder in MODELS.items()}
@@ -34,7 +34,7 @@ def test_the_demo_models_serve_where_there_is_no_gpu(profile, monkeypatch):
 
 
 def test_a_checkout_without_the_models_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(profiles, "_DEMO", tmp_path)
+    monkeypatch.setattr(profiles, "DEMO", tmp_path)
     with pytest.raises(profiles.ModelsError, match=f"no model in {tmp_path}/cloudvid-demo-t2i.*make demo-models"):
         profiles.choose_models("demo", ["t2i"])
 

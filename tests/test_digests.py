@@ -5,12 +5,13 @@ import shutil
 import subprocess
 
 import pytest
-from torchserve_process import Server, ServerError, free_port
 
 from cloudvid_stages import weights
 from cloudvid_stages.digests import check_list, files_of, write_list
 from cloudvid_stages.settings import SettingsError
 from cloudvid_stages.text_to_image import TextToImage
+from deploy.archives import ArchiveError
+from deploy.torchserve import Server, free_port
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -30,15 +31,23 @@ def flip_a_bit_in_the_middle(file):
     file.write_bytes(data)
 
 
-def test_the_list_is_one_that_sha256sum_reads_and_it_names_every_file_that_is_loaded(model):
+def test_sha256sum_reads_the_list_of_every_loaded_file(model):
     done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=model, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": OK") == len(files_of(model)) >= 10
     load(model)
 
 
+def test_the_list_may_be_read_by_every_user(model):
+    """The worker may run as another one than wrote it; a file made in the way of `mkstemp` is its owner's."""
+    (model / "SHA256SUMS").unlink()
+    write_list(model)
+    assert (model / "SHA256SUMS").stat().st_mode & 0o777 == 0o644
+    assert not list(model.glob(".SHA256SUMS*"))
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, "vae/config.json", "tokenizer/tokenizer.json"])
-def test_a_changed_file_is_refused_by_name_unless_the_operator_wants_no_check(model, name):
+def test_a_changed_file_is_refused_unless_checks_are_off(model, name):
     file = model / name
     if name == WEIGHTS:
         flip_a_bit_in_the_middle(file)
@@ -51,7 +60,7 @@ def test_a_changed_file_is_refused_by_name_unless_the_operator_wants_no_check(mo
     load(model)
 
 
-def test_a_file_too_many_or_too_few_is_refused_and_so_is_a_list_that_is_none(model):
+def test_missing_and_extra_files_and_broken_lists_are_refused(model):
     (model / "unet/diffusion_pytorch_model.fp16.safetensors").write_bytes((model / WEIGHTS).read_bytes())
     with pytest.raises(SettingsError, match=r"fp16\.safetensors is not in SHA256SUMS"):
         load(model)
@@ -65,7 +74,7 @@ def test_a_file_too_many_or_too_few_is_refused_and_so_is_a_list_that_is_none(mod
             load(model)
 
 
-def test_writing_the_list_again_adds_what_is_new_and_forgives_nothing(model):
+def test_writing_the_list_again_only_adds_new_files(model):
     flip_a_bit_in_the_middle(model / WEIGHTS)
     (model / "vae/new.json").write_text("{}")
     write_list(model)
@@ -74,7 +83,7 @@ def test_writing_the_list_again_adds_what_is_new_and_forgives_nothing(model):
         load(model)
 
 
-def test_make_weights_refuses_a_model_that_is_not_what_its_list_says(model, monkeypatch, capsys):
+def test_make_weights_refuses_a_model_unlike_its_list(model, monkeypatch, capsys):
     monkeypatch.setenv("CLOUDVID_T2I_MODEL", str(model))
     assert weights.main(["t2i", "--list"]) == 0
     flip_a_bit_in_the_middle(model / WEIGHTS)
@@ -82,7 +91,7 @@ def test_make_weights_refuses_a_model_that_is_not_what_its_list_says(model, monk
     assert f"{WEIGHTS} was changed" in capsys.readouterr().err
 
 
-def test_what_other_programs_put_beside_a_model_is_no_concern_of_the_list(model):
+def test_the_list_ignores_files_of_other_programs(model):
     for name in ("svd_xt.safetensors", ".cache/huggingface/trees.json", "unet/onnx/config.json"):
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text("{}")
@@ -101,7 +110,7 @@ def cached(folder, name, content, promised):
     return link
 
 
-def test_a_file_of_the_hubs_cache_has_to_be_what_its_name_there_promises(tmp_path):
+def test_a_file_in_the_hubs_cache_must_match_its_name(tmp_path):
     large, small = b"weights", b"{}"
     cached(tmp_path, WEIGHTS, large, hashlib.sha256(large).hexdigest())
     write_list(snapshot := tmp_path / "snapshots/abc", [WEIGHTS])
@@ -121,7 +130,7 @@ def test_a_file_of_the_hubs_cache_has_to_be_what_its_name_there_promises(tmp_pat
 
 
 @pytest.mark.parametrize("fault", ["archive", "list", "a list that is no text", "no list"])
-def test_an_archive_that_is_not_the_one_that_was_built_starts_no_server(fault, tmp_path, model_store):
+def test_a_changed_archive_starts_no_server(fault, tmp_path, model_store):
     store = shutil.copytree(model_store, tmp_path / "store")
     if fault == "archive":
         flip_a_bit_in_the_middle(store / "i2v.mar")
@@ -132,7 +141,7 @@ def test_an_archive_that_is_not_the_one_that_was_built_starts_no_server(fault, t
     else:
         (store / "SHA256SUMS").unlink()
     server = Server(tmp_path / "run", free_port())
-    with pytest.raises(ServerError, match=r"\.mar is not the one that was built"):
+    with pytest.raises(ArchiveError, match=r"\.mar has changed since it was built"):
         server.spawn(store)
     assert not server.run_dir.exists()
     done = subprocess.run(

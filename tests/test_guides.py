@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import ROOT
-from loopback import closed_port, free_port
-from proxies import certificate, needs_nginx, proxy
 
 from cloudvid.cli import app
 from cloudvid_stages.settings import ImageToVideoSettings, TextToImageSettings
+from support import ROOT
+from support.loopback import closed_port, free_port
+from support.proxies import certificate, needs_nginx, proxy
 
 DOCUMENTS = [path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if path.name != "containers.md"]
 """There `cloudvid` is an image; test_image.py reads that document."""
 COMMAND = typer.main.get_command(app)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-MAKE_VARIABLES = set(re.findall(r"^([A-Z0-9_]+) [?:]?=|\$\(if \$\(([A-Z]+)\)|ifdef (\w+)", (ROOT / "Makefile").read_text(), re.MULTILINE))  # fmt: skip
+MAKE_VARIABLES = set(re.findall(r"^([A-Z0-9_]+) [?:]?=|\$\(if \$\(([A-Z]+)\)|\$\(([A-Z]+):|ifdef (\w+)", (ROOT / "Makefile").read_text(), re.MULTILINE))  # fmt: skip
 OTHERS = {"docker", "git", "kubectl", "openssl", "umask", "cloudvid"}
 """Programs that are not ours, and `cloudvid` of any command."""
 SETTINGS = {
@@ -67,8 +67,11 @@ def test_a_documented_command_names_what_there_is(command):
             source = (ROOT / script).read_text()
             assert all(f'"{option}"' in source for option in options)
         case [_, "-m", module, *_]:
-            source = (ROOT / module / "__main__.py").read_text()
+            path = ROOT / module.replace(".", "/")
+            source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
             assert all(f'"{option}"' in source for option in options)
+        case [program, folder, *_] if Path(program).name == "pytest":
+            assert list((ROOT / folder).glob("test_*.py"))
         case [path, *_] if path.startswith("deploy/"):
             assert (ROOT / path).exists()
         case _:
@@ -106,7 +109,7 @@ def run(command, folder, environment):
 
 @pytest.mark.slow
 @needs_nginx
-def test_a_server_its_proxy_and_a_front_are_set_up_as_the_guides_say(checkout):
+def test_the_guides_set_up_server_proxy_and_front(checkout):
     folder, environment = checkout
     (start, wait, batch) = console((ROOT / "README.md").read_text(), "A server that stays")
     for command in (start, wait):
@@ -133,18 +136,18 @@ def test_a_server_its_proxy_and_a_front_are_set_up_as_the_guides_say(checkout):
             told = run(f".venv/bin/cloudvid wait --server {url} --token {token} --ca ca.pem", folder, environment)
             assert "both stages are ready" in told
     run("make stop", folder, environment)
-    (second,) = re.findall(r"`(\S+ deploy/server.py start [^`]*)`", (ROOT / "docs/troubleshooting.md").read_text())
+    (second,) = re.findall(r"`(\S+ -m deploy.server start [^`]*)`", (ROOT / "docs/troubleshooting.md").read_text())
     said = run(second.replace("DIR", "elsewhere").replace("9000", str(free_port())), folder, environment)
     (wait,) = re.findall("`(cloudvid wait [^`]*)`", said)
     assert "both stages are ready" in run(f".venv/bin/{wait}", folder, environment)
-    run(".venv/bin/python deploy/server.py stop --run-dir elsewhere", folder, environment)
+    run(".venv/bin/python -m deploy.server stop --run-dir elsewhere", folder, environment)
 
 
 def documented(command, folder):
     """The proxy that a guide's command starts, on loopback, as are the hosts behind it."""
     words = shlex.split(re.sub(r"https://10\.[\d.]+:\d+", f"https://127.0.0.1:{closed_port()}", command))
-    assert words[:2] == [".venv/bin/python", "deploy/proxy.py"]
-    options = [re.sub(r"^0\.0\.0\.0:\d+$", f"127.0.0.1:{free_port()}", word) for word in words[2:]]
+    assert words[:3] == [".venv/bin/python", "-m", "deploy.proxy"]
+    options = [re.sub(r"^0\.0\.0\.0:\d+$", f"127.0.0.1:{free_port()}", word) for word in words[3:]]
     at = options.index("--tokens")
     tokens = options[at + 1]
     return proxy(folder / tokens, *options[:at], *options[at + 2 :], folder=folder)

@@ -7,15 +7,14 @@ import sys
 from fnmatch import fnmatch
 from itertools import pairwise
 
-import container
-import proxy
 import pytest
 import yaml
-from conftest import ROOT
-from torchserve_process import PORTS
 
 from cloudvid.cli import app
 from cloudvid_schema import __version__
+from deploy import container, proxy
+from deploy.torchserve import PORTS
+from support import ROOT
 
 TEXT = (ROOT / "Dockerfile").read_text()
 IGNORED = (ROOT / ".dockerignore").read_text().splitlines()
@@ -46,7 +45,7 @@ def of(stage, name):
     return [arguments for instruction, arguments in stage if instruction == name]
 
 
-def test_every_stage_begins_at_the_base_or_at_another_and_the_last_one_at_the_base():
+def test_every_build_stage_begins_at_a_known_stage():
     before, *rest = stages()
     assert before == [("ARG", "BASE_IMAGE=python:3.11-slim-bookworm")]
     names = ["${BASE_IMAGE}"]
@@ -57,7 +56,7 @@ def test_every_stage_begins_at_the_base_or_at_another_and_the_last_one_at_the_ba
     assert stage[0] == ("FROM", "${BASE_IMAGE}"), "what a build needs stays behind"
 
 
-def test_the_image_runs_as_a_user_by_number_who_is_not_root():
+def test_the_image_runs_as_a_numbered_user_not_root():
     last = stages()[-1]
     assert of(last, "USER") == ["${UID}:${UID}"], "by number: Kubernetes can check that"
     assert int(of(last, "ARG")[0].removeprefix("UID=")) > 0
@@ -66,7 +65,7 @@ def test_the_image_runs_as_a_user_by_number_who_is_not_root():
     assert not [mode for mode in re.findall(r"chmod (\S+)", TEXT) if "s" in mode]
 
 
-def test_packages_come_from_the_pinned_lists_alone_and_no_compiler_is_installed():
+def test_packages_come_only_from_pinned_lists_without_a_compiler():
     (pip,) = re.findall(r"pip --python.*? install (.*?) &&", " ".join(arguments for _, arguments in instructions()))
     words = [word for word in pip.split() if word not in ("--no-cache-dir", "--no-compile", "${PIP_EXTRA}")]
     assert words == ["-r", "/requirements/server.txt", "-r", "/requirements/java.txt"]
@@ -78,7 +77,7 @@ def test_packages_come_from_the_pinned_lists_alone_and_no_compiler_is_installed(
     assert TEXT.count("apt-get install") == 1
 
 
-def test_no_secret_is_an_argument_or_a_variable_of_the_build():
+def test_no_secret_is_a_build_argument_or_variable():
     for name, arguments in instructions():
         if name in ("ARG", "ENV"):
             for variable in re.findall(r"(\w+)=", arguments):
@@ -86,12 +85,19 @@ def test_no_secret_is_an_argument_or_a_variable_of_the_build():
     assert "--mount=type=secret,id=hf_token" in TEXT
 
 
-def test_what_goes_into_a_build_is_named_and_holds_all_that_the_image_needs():
+def test_the_build_context_names_all_that_the_image_needs():
     assert next(line for line in IGNORED if line and line[0] != "#") == "*"
     allowed = [line[1:] for line in IGNORED if line.startswith("!")]
     for pattern in allowed:
         assert list(ROOT.glob(pattern)), pattern
-    for name in ("config.properties", "deploy/container.py", "deploy/nginx.conf", "client/cloudvid", "handlers"):
+    for name in (
+        "config.properties",
+        "deploy/container.py",
+        "demo/tiny.py",
+        "deploy/nginx.conf",
+        "client/cloudvid",
+        "handlers",
+    ):
         assert any(fnmatch(name, pattern) for pattern in allowed), name
     for source in [word for stage in stages() for text in of(stage, "COPY") for word in text.split()[:-1]]:
         is_of_the_context = not source.startswith(("--", "/", "."))
@@ -100,10 +106,10 @@ def test_what_goes_into_a_build_is_named_and_holds_all_that_the_image_needs():
         assert not any(fnmatch(secret, pattern) for pattern in allowed), secret
 
 
-def test_the_entry_point_and_the_health_check_are_the_containers_own():
+def test_entry_point_and_health_check_are_the_containers_own():
     last = stages()[-1]
     assert of(last, "ENTRYPOINT") == ['["/usr/bin/tini", "-s", "--", "cloudvid-container"]']
-    assert '/opt/venv/bin/python /app/deploy/container.py "$@"' in TEXT
+    assert '/opt/venv/bin/python -m deploy.container "$@"' in TEXT
     (check,) = of(last, "HEALTHCHECK")
     assert check.endswith('CMD ["cloudvid-container", "health"]')
     assert "health" in container._ACTIONS
@@ -119,7 +125,7 @@ def test_the_interface_to_compose_is_one_port_on_loopback():
         assert not service.get("privileged")
 
 
-def test_every_service_is_this_versions_image_and_can_gain_no_rights():
+def test_every_service_runs_this_version_without_new_rights():
     for name, service in SERVICES.items():
         assert service["image"] == f"cloudvid:{__version__}", name
         assert service["cap_drop"] == ["ALL"]
@@ -128,7 +134,7 @@ def test_every_service_is_this_versions_image_and_can_gain_no_rights():
     assert re.findall(r"cloudvid:([\d.]+)", GUIDE) == [__version__]
 
 
-def test_a_profile_has_both_stages_and_only_one_of_them_takes_gpus():
+def test_each_profile_has_both_stages_and_only_one_takes_gpus():
     by_profile = {}
     for name, service in SERVICES.items():
         for profile in service.get("profiles", ["every"]):
@@ -162,7 +168,7 @@ def test_the_servers_share_a_network_without_sharing_a_port():
     assert len(taken) == len(set(taken))
 
 
-def test_a_servers_keys_lie_in_memory_and_are_seen_by_it_and_the_proxy_alone():
+def test_only_a_server_and_its_proxy_see_its_keys():
     for stage in ("t2i", "i2v"):
         _, run_dir, _ = server_of(stage)
         assert COMPOSE["volumes"][stage]["driver_opts"]["type"] == "tmpfs"
@@ -231,7 +237,7 @@ def documented():
 
 
 @pytest.mark.parametrize("words", [words for words in documented() if words[:2] == ["docker", "run"]], ids=" ".join)
-def test_a_documented_run_is_one_that_the_image_understands_and_the_script_tries(words):
+def test_the_script_tries_each_documented_run_of_the_image(words):
     at = words.index("cloudvid")
     action = next(iter(words[at + 1 :]), "")
     commands = {command.name for command in app.registered_commands}

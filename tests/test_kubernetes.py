@@ -7,10 +7,10 @@ import kubernetes_validate
 import pytest
 import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
-from conftest import ROOT
-from manifests import FOLDER, OVERLAYS, WORKLOADS, containers, of_kind, pods, render, selects, stages
 
 from cloudvid_schema import __version__
+from support import ROOT
+from support.manifests import FOLDER, OVERLAYS, WORKLOADS, containers, of_kind, pods, render, selects, stages
 
 VERSIONS = ("1.33", "1.37")  # the oldest and the newest Kubernetes that the objects are checked against
 OWN_SCHEMAS = ("ScaledObject", "InferenceService")  # resources of others, each with a test of its own below
@@ -87,7 +87,7 @@ def test_each_stage_has_one_workload_that_serves_it_alone(overlay):
 
 
 @pytest.mark.parametrize("overlay", WORKLOADS)
-def test_every_selector_takes_the_pods_of_its_own_stage_and_no_other(overlay):
+def test_every_selector_takes_only_its_own_stages_pods(overlay):
     labels = {name: labels for name, labels, _ in pods(overlay)}
     for resource in of_kind(overlay, "Deployment", "Service", "PodDisruptionBudget"):
         selector = resource["spec"]["selector"]
@@ -147,7 +147,7 @@ def test_a_pod_that_goes_has_time_for_the_longest_job(overlay):
 
 
 @pytest.mark.parametrize("overlay", ["overlays/keda", "overlays/kserve"])
-def test_every_scaled_object_has_a_target_and_nothing_else_sets_its_number(overlay):
+def test_only_its_scaled_object_sets_a_targets_replicas(overlay):
     targets = {stage: name for name, labels, _ in pods(overlay)
                if (stage := labels["app.kubernetes.io/component"]) in STAGES}  # fmt: skip
     if overlay == "overlays/kserve":  # KServe names the Deployment so
@@ -193,7 +193,7 @@ def test_every_pod_is_confined(overlay):
 
 
 @pytest.mark.parametrize("overlay", WORKLOADS)
-def test_what_a_container_mounts_is_a_volume_and_what_a_volume_names_is_an_object(overlay):
+def test_mounts_name_volumes_and_volumes_name_objects(overlay):
     claims = {resource["metadata"]["name"] for resource in of_kind(overlay, "PersistentVolumeClaim")}
     maps = {resource["metadata"]["name"] for resource in of_kind(overlay, "ConfigMap")}
     for _, _, spec in pods(overlay):
@@ -212,7 +212,7 @@ def test_what_a_container_mounts_is_a_volume_and_what_a_volume_names_is_an_objec
 
 
 @pytest.mark.parametrize("overlay", WORKLOADS)
-def test_tokens_are_seen_by_the_proxy_alone_and_the_hubs_by_the_fetching_job_alone(overlay):
+def test_only_proxy_and_fetching_job_see_their_tokens(overlay):
     for name, _, spec in pods(overlay):
         for part, each in containers(spec).items():
             assert ("tokens" in {mount["name"] for mount in each.get("volumeMounts", ())}) == (part == "proxy")
@@ -222,7 +222,7 @@ def test_tokens_are_seen_by_the_proxy_alone_and_the_hubs_by_the_fetching_job_alo
 
 
 @pytest.mark.parametrize("overlay", WORKLOADS)
-def test_nothing_reaches_a_pod_or_leaves_it_but_what_a_policy_names(overlay):
+def test_only_named_traffic_reaches_or_leaves_a_pod(overlay):
     policies = [resource["spec"] for resource in of_kind(overlay, "NetworkPolicy")]
     for _, labels, _ in pods(overlay):
         mine = [policy for policy in policies if selects(policy["podSelector"], labels)]
@@ -239,7 +239,7 @@ def test_nothing_reaches_a_pod_or_leaves_it_but_what_a_policy_names(overlay):
                 assert (names == {"inside"}) == ({"kubernetes.io/metadata.name": "monitoring"} in spaces)
 
 
-def test_the_gpu_overlay_gives_each_server_one_gpu_and_needs_no_spare_one():
+def test_the_gpu_overlay_gives_each_server_exactly_one_gpu():
     for stage, _, spec in stages("overlays/gpu"):
         assert containers(spec)["server"]["resources"]["limits"]["nvidia.com/gpu"] == 1, stage
         assert spec["containers"][0]["name"] == "proxy"
@@ -247,7 +247,7 @@ def test_the_gpu_overlay_gives_each_server_one_gpu_and_needs_no_spare_one():
         assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": "10%"}
 
 
-def test_the_demo_overlay_needs_no_volume_no_weights_and_no_network():
+def test_the_demo_overlay_needs_no_volume_weights_or_network():
     """Through the component for images that have their weights in them."""
     assert not of_kind("overlays/demo", "Job", "PersistentVolumeClaim")
     assert not any("egress" in policy["spec"] for policy in of_kind("overlays/demo", "NetworkPolicy"))
@@ -257,7 +257,7 @@ def test_the_demo_overlay_needs_no_volume_no_weights_and_no_network():
         assert not spec["initContainers"]
 
 
-def test_the_front_sends_each_stage_to_its_service_and_holds_nothing_back():
+def test_the_front_sends_each_stage_unbuffered_to_its_service():
     (ingress,) = of_kind("front", "Ingress")
     services = {
         resource["metadata"]["name"]: {port["name"] for port in resource["spec"]["ports"]}

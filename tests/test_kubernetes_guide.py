@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import ROOT
-from manifests import FOLDER, OVERLAYS, kubectl, of_kind, render
+
+from support import ROOT
+from support.manifests import FOLDER, OVERLAYS, kubectl, of_kind, render
 
 GUIDE = (ROOT / "docs/kubernetes.md").read_text()
 TEXT = GUIDE.replace("\\\n", " ")
@@ -76,7 +77,7 @@ def test_every_other_command_names_what_there_is():
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_secret_is_among_the_objects_and_each_that_they_name_is_explained(overlay):
+def test_no_object_is_a_secret_and_named_ones_are_explained(overlay):
     assert not of_kind(overlay, "Secret")
     named = re.findall(r"secretName: (\S+)|secretKeyRef:\s+key: \S+\s+name: (\S+)", yaml.safe_dump_all(render(overlay)))
     for name in map("".join, named):

@@ -4,13 +4,14 @@ import socket
 import subprocess
 from pathlib import Path
 
-import container
 import pytest
 import requests
-from loopback import free_port
-from manifests import containers, stages
-from proxies import BEARER, needs_nginx, proxy, tokens_file
-from torchserve_process import PORTS
+
+from deploy import container
+from deploy.torchserve import PORTS
+from support.loopback import free_port
+from support.manifests import containers, stages
+from support.proxies import BEARER, needs_nginx, proxy, tokens_file
 
 PODS = {stage: containers(spec) for stage, _, spec in stages("base")}
 
@@ -26,7 +27,7 @@ def ports(part: dict) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("stage", PODS)
-def test_the_containers_say_the_same_of_ports_and_of_the_key_file(stage):
+def test_the_containers_agree_on_ports_and_the_key_file(stage):
     server, proxy = options(PODS[stage]["server"]), options(PODS[stage]["proxy"])
     listens = ports(PODS[stage]["proxy"])
     assert proxy["--listen"] == f"0.0.0.0:{listens['http']}"
@@ -45,7 +46,7 @@ def test_the_containers_say_the_same_of_ports_and_of_the_key_file(stage):
 
 
 @pytest.mark.parametrize("stage", PODS)
-def test_a_server_is_told_to_stop_once_nothing_is_connected_to_it(stage):
+def test_a_server_stops_once_nothing_is_connected_to_it(stage):
     """The preStop's own pattern, for a port that this test listens on."""
     script = PODS[stage]["server"]["lifecycle"]["preStop"]["exec"]["command"][2]
     first = int(options(PODS[stage]["server"])["--port"])
@@ -59,7 +60,7 @@ def test_a_server_is_told_to_stop_once_nothing_is_connected_to_it(stage):
         assert subprocess.run(["sh", "-c", mine], check=False).returncode == 1
 
 
-def test_a_pod_that_waits_for_its_weights_goes_when_it_is_told_to(tmp_path):
+def test_a_pod_that_waits_for_weights_ends_when_told(tmp_path):
     command = PODS["t2i"]["await-weights"]["command"]
     script = command[2].replace("/app/models", str(tmp_path)).replace("until", "echo waiting; until")
     waiting = subprocess.Popen([*command[:2], script], stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -72,7 +73,7 @@ def test_a_pod_that_waits_for_its_weights_goes_when_it_is_told_to(tmp_path):
 
 @needs_nginx
 @pytest.mark.parametrize("stage", PODS)
-def test_the_proxy_of_a_pod_answers_its_probes_and_serves_its_stage_alone(stage, server, tmp_path):
+def test_a_pods_proxy_answers_probes_and_serves_one_stage(stage, server, tmp_path):
     http, inside = free_port(), free_port()
     changed = {
         "--listen": f"127.0.0.1:{http}",

@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
-from stages import pixels
 
 from cloudvid_stages.settings import SettingsError
+from support.stages import pixels
 
 
 def lora_file(folder, model, scale=1.0):
@@ -22,7 +22,7 @@ def lora_file(folder, model, scale=1.0):
     return folder / "pytorch_lora_weights.safetensors"
 
 
-def test_lora_weights_are_fused_named_in_the_identity_and_work_as_strongly_as_asked(load, plain, tmp_path, tiny_models):
+def test_lora_weights_are_fused_named_and_scaled(load, plain, tmp_path, tiny_models):
     file = lora_file(tmp_path, tiny_models["t2i"])
     differences, identities = [], set()
     for scale in (0.25, 1.0):
@@ -38,7 +38,7 @@ def test_lora_weights_are_fused_named_in_the_identity_and_work_as_strongly_as_as
 
 
 @pytest.mark.parametrize("fault", ["zero", "other model", "no lora", "broken"])
-def test_a_lora_that_changes_nothing_or_does_not_fit_is_refused(load, tmp_path, tiny_models, fault):
+def test_a_lora_without_effect_or_of_wrong_shape_is_refused(load, tmp_path, tiny_models, fault):
     file = lora_file(tmp_path, tiny_models["t2i"], scale=0.0 if fault == "zero" else 1.0)
     if fault == "other model":
         from safetensors.torch import load_file, save_file

@@ -4,17 +4,18 @@ import json
 import os
 
 import pytest
-from command_line import rows
-from fake_management import Fake, worker
-from fake_server import Answer, error, fake_server
-from loopback import client_of
 
-from cloudvid import Client, errors
+from cloudvid import Client
 from cloudvid.cli.status_view import table
-from cloudvid.connection import Connection, plain_session
-from cloudvid.credentials import Credentials
-from cloudvid.management import Management
+from cloudvid.endpoints import errors
+from cloudvid.endpoints.connection import Connection, plain_session
+from cloudvid.endpoints.credentials import Credentials
+from cloudvid.server.server import Server
 from cloudvid_schema.protocol import Stage
+from support.command_line import rows
+from support.fake_management import Fake, worker
+from support.fake_server import Answer, error, fake_server
+from support.loopback import client_of
 
 T2I, I2V = Stage.T2I, Stage.I2V
 GPU = {
@@ -23,7 +24,7 @@ GPU = {
 }
 
 
-def test_a_row_says_what_the_workers_and_the_queue_are_doing():
+def test_a_row_shows_a_stages_workers_and_queue():
     fake = Fake()
     fake.workers["t2i"] = [worker(9000, memoryUsage=3_000_000_000, **GPU), worker(9002, "UNLOADING", pid=-1)]
     fake.description |= {"device": "cuda:1", "precision": "fp16", "peak_memory": 3_900_000_000}
@@ -59,7 +60,7 @@ def test_a_server_that_cannot_say_all_of_it_leaves_gaps():
     [([], 0), ([worker(9000, "UNLOADING")], 0), ([worker(9000)], 1)],
     ids=["no worker", "none ready", "requests wait"],
 )
-def test_no_worker_is_asked_what_it_is_where_the_question_would_wait(workers, pending):
+def test_no_worker_is_asked_if_the_question_would_wait(workers, pending):
     fake = Fake()
     fake.workers["t2i"], fake.pending["t2i"] = workers, pending
     with fake_server(fake) as server:
@@ -72,11 +73,11 @@ def test_no_worker_is_asked_what_it_is_where_the_question_would_wait(workers, pe
 def test_a_stage_without_ready_workers_is_not_described():
     fake = Fake(t2i=())
     with fake_server(fake) as server:
-        assert client_of(server).describe(T2I) is None
+        assert client_of(server).server.describe(T2I) is None
     assert fake.asked == 0
 
 
-def test_busy_workers_are_asked_once_and_what_they_said_last_stands():
+def test_busy_workers_are_asked_once_and_keep_their_description():
     fake = Fake()
     with fake_server(fake) as server:
         client = client_of(server)
@@ -109,9 +110,8 @@ def management(server, processes, run_dir):
     keys = {kind: {"key": "t"} for kind in ("management", "inference", "API")}
     (run_dir / "key_file.json").write_text(json.dumps(keys))
     connection = Connection(plain_session(), Credentials(None, run_dir / "key_file.json", True))
-    return Management(
-        connection, dict.fromkeys(Stage, server.url), resident=lambda pid: 1024 if pid in processes else None
-    )
+    urls = dict.fromkeys(Stage, server.url)
+    return Server(connection, urls, urls, resident=lambda pid: 1024 if pid in processes else None)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ def management(server, processes, run_dir):
     ],
     ids=["died while it loaded", "loads", "died just now", "another machine's, or a container's, numbers"],
 )
-def test_a_worker_whose_process_is_gone_is_dead_whatever_the_server_says(processes, states, tmp_path):
+def test_a_worker_without_a_process_is_dead(processes, states, tmp_path):
     fake = Fake()
     fake.workers["t2i"] = [worker(9000), worker(9002, "UNLOADING"), worker(9003, "UNLOADING", pid=-1)]
     with fake_server(fake) as server:
         if processes:
             first_port = int(server.url.rpartition(":")[2]) - 1
             (tmp_path / "server.json").write_text(json.dumps({"pid": os.getpid(), "port": first_port}))
-        seen = management(server, processes, tmp_path).look(T2I)
+        seen = management(server, processes, tmp_path).manage(T2I)
     assert [each.state for each in seen.workers] == states
     assert [each.memory for each in seen.workers] == [1024 if each.pid in processes else None for each in seen.workers]
 
@@ -143,7 +143,7 @@ def test_a_worker_whose_process_is_gone_is_dead_whatever_the_server_says(process
 def test_what_is_no_management_api_is_named(answer):
     with (
         fake_server(lambda seen: answer) as server,
-        pytest.raises(errors.Unreachable, match=rf"{server.url}/models/t2i (is no management API|answers 405)"),
+        pytest.raises(errors.Unreachable, match=rf"{server.url}/models/t2i (is not a management API|answers 405)"),
     ):
         client_of(server).status(T2I)
 
@@ -151,7 +151,8 @@ def test_what_is_no_management_api_is_named(answer):
 def test_each_stages_own_server_is_asked_where_they_live_apart():
     with fake_server(Fake(t2i=(9000, 9002))) as one, fake_server(Fake(i2v=(9001, 9003, 9004))) as other:
         connection = Connection(plain_session(), Credentials("t", None, True))
-        manager = Management(connection, {T2I: one.url, I2V: other.url})
-        assert (manager.look(T2I).ready, manager.look(I2V).ready) == (2, 3)
+        urls = {T2I: one.url, I2V: other.url}
+        both = Server(connection, urls, urls)
+        assert (both.manage(T2I).ready, both.manage(I2V).ready) == (2, 3)
     client = Client(t2i_url="http://a:8080", i2v_url="http://b:9090", token="t")
-    assert client._management._addresses == {T2I: "http://a:8081", I2V: "http://b:9091"}
+    assert client.server._management == {T2I: "http://a:8081", I2V: "http://b:9091"}

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import ROOT, running_server
 from PIL import Image
 
 from cloudvid import Stage
@@ -17,6 +16,8 @@ from demo.judge import Judge
 from demo.motion import displacement, pixels_of, psnr
 from demo.painting import paint
 from demo.scenes import Cloud, Scene, Subject
+from support import ROOT, stages
+from support.servers import running_server
 
 MODELS = {stage: ROOT / f"demo/models/cloudvid-demo-{stage}" for stage in ("t2i", "i2v")}
 SIZE = (192, 128)
@@ -241,8 +242,6 @@ BROKEN = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "break_it", "check"), BROKEN, ids=lambda part: getattr(part, "__name__", part))
 def test_the_checks_fail_where_what_they_guard_is_broken(stage, break_it, check):
-    import stages
-
     loaded = stages.load(MODELS[stage], stage)
 
     def make(prompt_or_picture, **asked):

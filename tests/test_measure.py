@@ -3,46 +3,38 @@
 import io
 import json
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import figures  # noqa: E402
-import measure  # noqa: E402
-import outputs  # noqa: E402
-import transport  # noqa: E402
-from figures import Figure, Line  # noqa: E402
-from measure import AGAIN  # noqa: E402
-from stand import WrongOutput, environment  # noqa: E402
-
-from cloudvid import parse_scenes  # noqa: E402
-from cloudvid_stages.media import mp4_bytes, png_bytes  # noqa: E402
-from cloudvid_stages.pictures import open_picture  # noqa: E402
+from benchmarks import figures, measure, outputs
+from benchmarks.figures import Figure, Line
+from benchmarks.outputs import WrongOutput
+from benchmarks.test_transport import padded_picture
+from cloudvid import parse_scenes
+from cloudvid_stages.media import mp4_bytes, png_bytes
+from cloudvid_stages.pictures import open_picture
+from support import prepare_process
 
 
-def test_each_round_begins_with_the_next_arm_and_keeps_their_names():
+def test_each_round_begins_with_the_next_arm():
     order = []
-    arms = {name: lambda name=name: order.append(name) or float(len(order)) for name in ("a", "b", "a" + AGAIN)}
-    samples = measure.interleave(arms, 3)
-    assert order == ["a", "b", "a again", "b", "a again", "a", "a again", "a", "b"]
+    arms = {name: lambda name=name: order.append(name) or float(len(order)) for name in ("a", "b")}
+    samples = measure.interleave(arms, 3, again="a")
+    assert order == ["a", "b", "a", "b", "a", "a", "a", "a", "b"]
     assert list(samples[1]) == ["a", "b", "a again"]
     assert samples[1] == {"a": 6.0, "b": 4.0, "a again": 5.0}
 
 
-def test_a_ratio_is_of_pairs_and_an_arm_that_ran_twice_counts_by_its_mean():
+def test_a_ratio_compares_pairs_by_the_mean_of_each_arm():
     # The machine is three times as slow in the second round: the ratios of the pairs do not see it.
     samples = [{"a": 1.0, "b": 2.0, "a again": 3.0}, {"a": 3.0, "b": 6.0, "a again": 9.0}]
     assert measure.ratio(samples, "a", "b") == measure.Estimate(1.0, 1.0, 1.0)
-    assert measure.noise_floor(samples, "a").value == 3.0
+    assert measure.noise_floor(samples, "a") == 3.0
 
 
-def test_an_interval_holds_the_median_and_is_the_same_every_time():
+def test_an_interval_contains_the_median_and_is_repeatable():
     values = [1.0, 2.0, 3.0, 4.0, 100.0]
     first = measure.median(values)
     assert first == measure.median(values)
@@ -74,34 +66,30 @@ def test_what_is_reached(line, reached):
     assert line.reached is reached
 
 
-def kept(folder, value):
-    figure = Figure("R4", "A second worker", [Line("clips", value, low=1.7, high=1.9, floor=1.002, at_least=1.8)])
+@pytest.fixture
+def kept(tmp_path):
+    """A figure that was saved."""
+    lines = [Line("clips", 1.85, low=1.7, high=1.9, floor=1.002, at_least=1.8)]
+    figure = Figure("R4", "A second worker", lines, {"rounds": []}, {"fps": 6})
     machine = {"cpu": "a processor", "cores": 2, "memory_gib": 24, "versions": {"torch": "2.13.0"}}
-    figures.save(figure, machine, folder)
+    figures.save(figure, machine, tmp_path)
     return figure
 
 
-def test_a_figure_that_is_kept_comes_back_whole(tmp_path):
-    figure = kept(tmp_path, 1.85)
-    assert figures.load(tmp_path / "R4.json")[0] == figure
+def test_a_figure_that_is_kept_comes_back_whole(kept, tmp_path):
+    assert figures.load(tmp_path / "R4.json")[0] == kept
     assert json.loads((tmp_path / "R4.json").read_text())["lines"][0]["reached"] is True
 
 
-def test_the_table_shows_the_runs_that_have_a_name_beside_each_other(tmp_path):
-    for run, value in (("first", 1.85), ("second", 1.75), ("2026-11-23-120000", 1.0)):
-        kept(tmp_path / run, value)
-    runs = figures.named_runs(tmp_path)
-    assert [run.name for run in runs] == ["first", "second"]
-    *_, row = figures.markdown(runs).splitlines()
+def test_the_table_shows_a_runs_figures_and_its_machine(kept, tmp_path):
+    *_, row, _, machine = figures.markdown(tmp_path).splitlines()
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    assert cells[:3] == ["R4", "clips", "≥ 1.800"]
-    assert cells[3:6] == ["1.850 (1.700 to 1.900)", "1.002", "yes"]
-    assert cells[6:] == ["1.750 (1.700 to 1.900)", "1.002", "no"]
-    assert "second: a processor, 2 cores, 24 GiB; torch 2.13.0" in figures.machines(runs)
-    assert "Not measured yet" in figures.markdown([])
+    assert cells == ["R4", "clips", "≥ 1.800", "1.850 (1.700 to 1.900)", "1.002", "yes"]
+    assert machine == "Measured on: a processor, 2 cores, 24 GiB; torch 2.13.0."
+    assert "Not measured yet" in figures.markdown(tmp_path / "none")
 
 
-def test_a_scene_of_other_pixels_or_of_another_size_is_seen(tmp_path):
+def test_a_scene_of_other_pixels_or_size_is_noticed(tmp_path):
     scene = {
         "id": "s",
         "scene_desc": "a lamp",
@@ -124,15 +112,13 @@ def test_a_scene_of_other_pixels_or_of_another_size_is_seen(tmp_path):
 
 
 def test_a_padded_picture_has_its_size_and_the_same_pixels():
-    small, large = transport.padded_picture(0), transport.padded_picture(2**20)
+    small, large = padded_picture(0), padded_picture(2**20)
     assert len(large) == 2**20
     assert open_picture(large).tobytes() == open_picture(small).tobytes()
     assert Image.open(io.BytesIO(large)).size == (64, 64)
 
 
-def test_no_variable_of_this_shell_names_a_model_for_a_benchmark(monkeypatch):
+def test_no_variable_of_this_shell_names_a_model(monkeypatch):
     monkeypatch.setenv("CLOUDVID_T2I_MODEL", "elsewhere")
-    with environment({"OMP_NUM_THREADS": "1"}):
-        assert "CLOUDVID_T2I_MODEL" not in os.environ
-        assert os.environ["OMP_NUM_THREADS"] == "1"
-    assert os.environ["CLOUDVID_T2I_MODEL"] == "elsewhere"
+    prepare_process()
+    assert "CLOUDVID_T2I_MODEL" not in os.environ

@@ -5,15 +5,15 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, PNDMScheduler
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from stages import clip, decoded, picture, run
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from cloudvid_schema.protocol import RequestError, TextToImageRequest
-from cloudvid_stages import tiny
 from cloudvid_stages.image_to_video import ImageToVideo
 from cloudvid_stages.memory import install_offload
 from cloudvid_stages.settings import SettingsError
 from cloudvid_stages.text_to_image import TextToImage
+from demo import tiny
+from support.stages import clip, decoded, picture, run
 
 
 def request(**values):
@@ -56,7 +56,7 @@ def sd_turbo(pipeline):
 
 
 @pytest.mark.parametrize("family", [sd_1_5, sd_2_1, sd_turbo])
-def test_a_checkpoint_of_the_stable_diffusion_family_is_served_as_diffusers_runs_it(tmp_path, family):
+def test_a_stable_diffusion_checkpoint_is_served_as_diffusers_runs_it(tmp_path, family):
     pipeline = tiny.text_to_image()
     family(pipeline)
     pipeline.save_pretrained(tmp_path)
@@ -70,7 +70,7 @@ def test_a_checkpoint_of_the_stable_diffusion_family_is_served_as_diffusers_runs
     assert (decoded(output.data) == np.asarray(expected)).all()
 
 
-def test_a_picture_that_the_checkpoints_own_checker_blackens_is_an_error_and_not_a_black_file(tmp_path):
+def test_a_picture_that_the_safety_checker_blackens_is_an_error(tmp_path):
     pipeline = tiny.text_to_image()
     with_safety_checker(pipeline, flags_everything=True)
     pipeline.save_pretrained(tmp_path)
@@ -87,7 +87,7 @@ def test_a_checkpoint_with_a_safety_checker_can_be_offloaded(tmp_path, kind):
     install_offload(TextToImage.load({"model": str(tmp_path)}, None)._pipeline, kind, torch.device("cpu"))
 
 
-def test_a_checkpoint_of_which_a_part_is_missing_names_the_command_that_fetches_it(tmp_path):
+def test_a_checkpoint_without_a_part_names_the_fetching_command(tmp_path):
     tiny.text_to_image().save_pretrained(tmp_path)
     (weights,) = (tmp_path / "text_encoder").glob("*.safetensors")
     weights.unlink()
@@ -96,7 +96,7 @@ def test_a_checkpoint_of_which_a_part_is_missing_names_the_command_that_fetches_
 
 
 @pytest.mark.parametrize("frames", [14, 25])
-def test_svd_and_svd_xt_make_clips_of_the_length_they_were_trained_for(tmp_path, frames):
+def test_svd_and_svd_xt_clips_have_their_trained_length(tmp_path, frames):
     pipeline = tiny.image_to_video()
     pipeline.unet.register_to_config(num_frames=frames)
     pipeline.save_pretrained(tmp_path)

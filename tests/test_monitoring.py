@@ -8,11 +8,11 @@ import promql_parser
 import pytest
 import requests
 import yaml
-from conftest import ROOT
-from exporter import EXPORTER, METRICS, Exporter
-from manifests import of_kind, pods, queries
 
 from cloudvid_stages.gpu import GAUGES
+from deploy.exporter import EXPORTER, METRICS, Exporter
+from support import ROOT
+from support.manifests import of_kind, pods, queries
 
 FOLDER = ROOT / "deploy/monitoring"
 DASHBOARD = json.loads((FOLDER / "grafana-dashboard.json").read_text())
@@ -94,7 +94,7 @@ def _samples(text: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("place", expressions())
-def test_every_expression_is_promql_and_names_what_a_running_server_exposes(place, exposed):
+def test_every_expression_is_promql_about_exposed_metrics(place, exposed):
     names = Names().read(expressions()[place])
     assert names.metrics
     assert set(names.metrics) <= set(exposed) | BY_PROMETHEUS | {f"cloudvid_{gauge}" for gauge in GAUGES}
@@ -108,7 +108,7 @@ def test_every_expression_is_promql_and_names_what_a_running_server_exposes(plac
         )
 
 
-def test_every_value_that_an_expression_compares_a_label_to_is_one_that_the_code_writes():
+def test_every_compared_label_value_is_one_the_code_writes():
     sources = [
         *(ROOT / "handlers").rglob("*.py"),
         *(ROOT / "client/cloudvid_schema").glob("*.py"),
@@ -124,7 +124,7 @@ def test_every_value_that_an_expression_compares_a_label_to_is_one_that_the_code
         assert re.search(rf"""["']{value}["']""", text), value
 
 
-def test_each_kind_of_figure_that_operators_ask_for_is_on_the_dashboard():
+def test_the_dashboard_shows_every_kind_of_figure():
     names = Names()
     for panel in PANELS:
         for target in panel["targets"]:
@@ -139,7 +139,7 @@ def test_each_kind_of_figure_that_operators_ask_for_is_on_the_dashboard():
     }
 
 
-def test_the_dashboards_panels_have_a_place_of_their_own_and_a_data_source_that_is_chosen():
+def test_each_dashboard_panel_has_a_place_and_data_source():
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     taken = set()
     for panel in DASHBOARD["panels"]:
@@ -156,7 +156,7 @@ def test_the_dashboards_panels_have_a_place_of_their_own_and_a_data_source_that_
             assert each["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do():
+def test_every_alert_has_a_severity_and_a_remedy():
     for group in ALERTS["groups"]:
         for rule in group["rules"]:
             assert rule["labels"]["severity"] in ("critical", "warning", "info")
@@ -166,7 +166,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do():
         assert f"`{rule['alert']}`" in documented
 
 
-def test_prometheus_scrapes_the_port_of_the_exporter_and_the_inside_port_of_the_pods():
+def test_prometheus_scrapes_the_exporter_and_the_pods_inside_port():
     host, cluster = PROMETHEUS["scrape_configs"]
     assert host["static_configs"] == [{"targets": [f"127.0.0.1:{8080 + EXPORTER}"]}]
     assert all(job["job_name"].startswith("cloudvid-") for job in (host, cluster)), "the alert CloudVidDown says so"

@@ -9,24 +9,24 @@ import threading
 
 import psutil
 import pytest
-from changed_archives import build, with_noise
-from command_line import cloudvid, rows
-from conftest import running_server
-from fake_management import Fake, worker
-from fake_server import fake_server
-from folders import batch, pictures_and_clips, write_scenes
-from loopback import closed_port
 
 from cloudvid import render
-from cloudvid.events import StageProgress
+from cloudvid.batch.events import StageProgress
 from cloudvid_schema.protocol import Stage
+from support.changed_archives import build, with_noise
+from support.command_line import cloudvid, rows
+from support.fake_management import Fake, worker
+from support.fake_server import fake_server
+from support.folders import batch, pictures_and_clips, write_scenes
+from support.loopback import closed_port
+from support.servers import running_server
 
 
 def at(server):
     return {"CLOUDVID_SERVER": server.url, "CLOUDVID_MANAGEMENT": server.url, "CLOUDVID_TOKEN": "t"}
 
 
-def test_ps_shows_a_row_a_stage_and_what_has_to_be_said(tmp_path):
+def test_ps_shows_a_row_per_stage_and_notes(tmp_path):
     fake = Fake(t2i=())
     fake.ping = 500
     with fake_server(fake) as server:
@@ -36,15 +36,15 @@ def test_ps_shows_a_row_a_stage_and_what_has_to_be_said(tmp_path):
     lines = done.stdout.splitlines()
     assert rows("\n".join(lines[:3]))["t2i"]["workers"] == "none"
     assert rows("\n".join(lines[:3]))["i2v"]["workers"] == "1 ready"
-    assert lines[3] == "t2i has no workers: its requests are refused; `cloudvid scale t2i 1` starts one"
-    assert "was given up" in lines[4]
+    assert lines[3] == "t2i has no workers and refuses requests; start one with `cloudvid scale t2i 1`"
+    assert "has given up a worker" in lines[4]
     assert len(lines) == 5
     (stage,) = json.loads(one.stdout)["stages"]
     assert (stage["stage"], stage["ready"], stage["unhealthy"]) == ("i2v", 1, True)
     assert stage["description"]["model"] == "model@1234567890abcdef"
 
 
-def test_what_a_server_says_of_itself_is_no_command_to_a_terminal(tmp_path):
+def test_a_servers_description_cannot_control_a_terminal(tmp_path):
     fake = Fake()
     fake.description["model"] = fake.version = "\x1b[2J\rowned\u202e"
     with fake_server(fake) as server:
@@ -54,7 +54,7 @@ def test_what_a_server_says_of_itself_is_no_command_to_a_terminal(tmp_path):
             assert all(line.isprintable() for line in done.stdout.split("\n"))
 
 
-def test_ps_of_a_server_that_is_not_there_says_so_and_is_exit_code_3(tmp_path):
+def test_ps_of_an_absent_server_is_exit_code_3(tmp_path):
     url = f"http://127.0.0.1:{closed_port()}"
     with fake_server(Fake()) as server:
         arguments = ["--management", url, "--server", server.url, "--token", "t"]
@@ -96,7 +96,7 @@ def test_scale_shows_how_it_goes_and_ends_with_the_workers(tmp_path):
     assert over.stderr.startswith("error: workers: must be 0 to 64")
 
 
-def test_scale_that_fails_is_exit_code_3_with_the_remedy_and_the_state(tmp_path):
+def test_a_failed_scale_is_code_3_with_remedy_and_state(tmp_path):
     fake = Fake(new=lambda number: worker(number, "UNLOADING", pid=-1))
     with fake_server(fake) as server:
         done = cloudvid("scale", "i2v", 2, "--timeout", 0, "--json", cwd=tmp_path, environment=at(server))
@@ -117,7 +117,7 @@ def test_wait_as_json_says_what_is_ready_or_why_not(tmp_path):
     assert (ready.returncode, json.loads(ready.stdout)["ready"]) == (0, True)
     told = json.loads(not_ready.stdout)
     assert (not_ready.returncode, told["ready"]) == (3, False)
-    assert "t2i has no worker that is ready, of 0" in told["error"]
+    assert "t2i has no workers; start one" in told["error"]
     assert (one.returncode, one.stdout) == (0, "i2v is ready\n")
 
 
@@ -130,12 +130,12 @@ def test_no_estimate_comes_with_the_reason(tmp_path):
         fake.pending["i2v"] = 1
         busy = cloudvid("plan", path, cwd=tmp_path, environment=at(server))
     away = cloudvid("plan", path, "--server", f"http://127.0.0.1:{closed_port()}", cwd=tmp_path)
-    assert "no estimate: t2i has no worker that is ready, of 0; nothing has been measured yet for i2v" in done.stdout
+    assert "no estimate: t2i has 0 of 0 workers ready; nothing has been measured yet for i2v" in done.stdout
     assert "the workers of i2v are all busy" in busy.stdout
     assert away.stdout.count("nothing answers") == 1
 
 
-def test_the_server_that_was_started_here_is_found_on_whatever_port(tmp_path):
+def test_a_server_started_here_is_found_on_any_port(tmp_path):
     with fake_server(Fake()) as server:
         port = server.server_address[1]
         (tmp_path / ".run").mkdir()
@@ -188,7 +188,7 @@ class Sampler:
                     self.faults.append((before, seen))
 
 
-def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(noise_server, tmp_path):
+def test_stages_scaled_under_load_lose_nothing(noise_server, tmp_path):
     """Each change is made as a request of that stage reports a step, while others wait for it."""
     scenes = batch(8)
     client = noise_server.client()
@@ -234,7 +234,7 @@ def test_stages_scaled_up_to_nothing_and_back_under_load_lose_nothing(noise_serv
             client.scale(stage, 1, max_workers=64, timeout=200)
 
 
-def test_a_dead_worker_is_not_shown_as_ready_for_a_moment(noise_server):
+def test_a_dead_worker_is_never_shown_as_ready(noise_server):
     client = noise_server.client()
     (pid,) = noise_server.pids("t2i")
     os.kill(pid, signal.SIGKILL)
@@ -261,7 +261,7 @@ def test_the_commands_work_with_the_real_server(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_cannot_load_its_model_is_told_with_the_reason_and_taken_back(tmp_path):
+def test_a_worker_that_cannot_load_is_explained_and_rolled_back(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
 
@@ -277,9 +277,9 @@ def test_a_worker_that_cannot_load_its_model_is_told_with_the_reason_and_taken_b
         done = cloudvid("scale", "i2v", 2, cwd=tmp_path, environment=running.environment)
         assert done.returncode == 3
         first, *_, last = done.stderr.splitlines()
-        assert "died 2 times while it loaded: SettingsError: model directory" in first
+        assert "died 2 times while loading: SettingsError: model directory" in first
         assert last == "error: i2v is back to 1 worker"
         client.check_ready(Stage.I2V)
-        assert client.ping(Stage.I2V) == 200
+        assert client.server.ping(Stage.I2V) == 200
         (tmp_path / "away").rename(model)
         assert client.scale(Stage.I2V, 2, timeout=200).ready == 2

@@ -9,17 +9,19 @@ import venv
 import zipfile
 from pathlib import Path
 
-import archives
 import jsonschema
 import pytest
 import yaml
-from conftest import ROOT, naming
+
+from deploy import archives
+from support import ROOT
+from support.servers import naming
 
 EXAMPLES = json.loads((ROOT / "examples/input_scenes.json").read_text())
 
 
 LOADING = """
-import gc, importlib.util, logging, pathlib, sys
+import atexit, gc, importlib.util, logging, pathlib, sys
 stage, root = sys.argv[1:]
 here = pathlib.Path.cwd()
 sys.path[:] = [str(here)] + [entry for entry in sys.path if not entry.startswith(root) or "site-packages" in entry]
@@ -35,19 +37,22 @@ service = TsModelLoader().load(stage, str(here), f"{stage}_handler.py", None, 1,
 logging.disable()
 assert gc.isenabled() and gc.get_freeze_count() > 100_000, "the collector goes over what was imported"
 print(service.context.model_yaml_config["responseTimeout"])
-ours = [name for name in sys.modules if name.split(".")[0] in ("cloudvid", "cloudvid_schema", "cloudvid_stages", "stage_handler")]
+packages = {"cloudvid", "cloudvid_schema", "cloudvid_serving", "cloudvid_stages", "stage_handler", "demo", "deploy"}
+ours = [name for name in sys.modules if name.split(".")[0] in packages]
 strays = [name for name in ours if not sys.modules[name].__file__.startswith(str(here))]
-assert ours and not strays, strays
+assert {name.split(".")[0] for name in ours} == packages - {"cloudvid", "demo", "deploy"} and not strays, strays
+atexit.unregister(sys.modules["stage_handler"].end_at_once)  # it ends a worker with 1, as a failure does
 """
 
 
-def test_each_archive_loads_with_nothing_of_the_repository_on_the_path(model_store, tmp_path, tiny_models):
+def test_each_archive_loads_without_the_repository(model_store, tmp_path, tiny_models):
     """Both at once."""
     loading = {}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     for stage in tiny_models:
         with zipfile.ZipFile(model_store / f"{stage}.mar") as archive:
             archive.extractall(tmp_path / stage)
+            assert not [name for name in archive.namelist() if "tiny" in name], "only tests need the tiny models"
         loading[stage] = subprocess.Popen(
             [sys.executable, "-c", LOADING, stage, str(ROOT)],
             cwd=tmp_path / stage, env=environment | naming(tiny_models), text=True,
@@ -60,7 +65,7 @@ def test_each_archive_loads_with_nothing_of_the_repository_on_the_path(model_sto
 
 
 @pytest.mark.slow
-def test_the_client_installs_into_an_empty_environment_and_works_without_torch(tmp_path):
+def test_the_client_installs_and_works_without_torch(tmp_path):
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv/bin/python"
     pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
@@ -68,6 +73,10 @@ def test_the_client_installs_into_an_empty_environment_and_works_without_torch(t
     subprocess.run([*pip, "install", "-q", "--no-compile", str(ROOT)], env=clean, check=True, timeout=300)
     installed = subprocess.run([*pip, "list"], env=clean, capture_output=True, text=True, check=True).stdout
     assert "cloudvid" in installed
+    (packages,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    for package in ("cloudvid", "cloudvid_schema"):
+        assert (packages / package / "py.typed").is_file(), "its types are for others too"
+    assert not [*packages.rglob("bodies.py"), *packages.rglob("jobs.py")], "only the server needs them"
     assert not re.search(r"^(torch|diffusers|numpy|pillow)\b", installed, re.MULTILINE | re.IGNORECASE)
     done = subprocess.run(
         [tmp_path / "venv/bin/cloudvid", "validate", str(ROOT / "examples/input_scenes.json")],
@@ -89,7 +98,7 @@ def test_what_is_generated_from_the_schema_is_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_scene_files_schema_accepts_the_examples_and_refuses_what_the_reader_refuses():
+def test_the_schema_and_the_reader_agree_on_scene_files():
     schema = json.loads((ROOT / "docs/scene-file.schema.json").read_text())
     validator = jsonschema.Draft202012Validator(schema)
     validator.validate(EXAMPLES)
@@ -167,7 +176,7 @@ def test_the_documents_name_no_path_of_one_machine():
             assert not re.search(r"(^|[\s\"'(])/(root|home|work)/", (ROOT / name).read_text()), name
 
 
-def test_building_an_archive_touches_nothing_that_others_have_in_the_folder_of_temporary_files(tmp_path, monkeypatch):
+def test_building_an_archive_touches_no_foreign_temporary_files(tmp_path, monkeypatch):
     (tmp_path / "t2i").mkdir()
     (tmp_path / "t2i/of another build").touch()
     monkeypatch.setenv("TMPDIR", str(tmp_path))

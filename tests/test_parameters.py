@@ -7,10 +7,10 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from cloudvid_schema import bodies
 from cloudvid_schema.faults import faults_of
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
 from cloudvid_schema.protocol import MAX_IMAGE_BYTES, MAX_METADATA_BYTES, RequestError, Stage
+from cloudvid_serving import bodies
 
 
 def faults(model, **values):
@@ -40,7 +40,7 @@ def faults(model, **values):
         ({"zzz": 1}, "zzz: is not known; known are"),
     ],
 )
-def test_a_text_to_image_fault_names_the_place_the_rule_and_the_value(values, fault):
+def test_a_text_to_image_fault_names_place_rule_and_value(values, fault):
     (found,) = faults(TextToImageParameters, **{"prompt": "a", **values})
     assert found.startswith(fault)
 
@@ -57,13 +57,22 @@ def test_a_text_to_image_fault_names_the_place_the_rule_and_the_value(values, fa
         ({"min_guidance_scale": 4}, "max_guidance_scale: must be at least min_guidance_scale (4.0), got 3.0"),
     ],
 )
-def test_an_image_to_video_fault_names_the_place_the_rule_and_the_value(values, fault):
+def test_an_image_to_video_fault_names_place_rule_and_value(values, fault):
     (found,) = faults(ImageToVideoParameters, **values)
     assert found.startswith(fault)
 
 
 def test_zero_guidance_stays_zero():
     assert TextToImageParameters(prompt="a", guidance_scale=0.0).guidance_scale == 0.0
+
+
+def test_beyond_twenty_faults_the_rest_is_counted():
+    values = {f"unknown_{number:02}": 1 for number in range(25)}
+    found = faults(TextToImageParameters, prompt="a", **values)
+    assert len(found) == 21
+    assert found[19].startswith("unknown_19: is not known")
+    assert found[20] == "5 more faults"
+    assert len(faults(TextToImageParameters, prompt="a", **dict(list(values.items())[:20]))) == 20
 
 
 def test_every_fault_is_reported_at_once():
@@ -111,6 +120,8 @@ def test_the_three_body_forms_of_i2v_mean_the_same():
         (body("application/json", b"[1]"), 400, "must be a JSON object, got [1]"),
         (body("application/json", b'{"a":' * 5000), 400, "nested too deeply"),
         (body("application/json", b'{"prompt":"a","prompt":"b"}'), 400, 'key "prompt" stands twice'),
+        (body("application/json", b'{"prompt":"a","prompt":"a"}'), 400, 'key "prompt" stands twice'),
+        (body("application/json", b'{"prompt":"a","metadata":{"x":null,"x":null}}'), 400, 'key "x" stands twice'),
         (body("application/json", b'{"prompt":"a","seed":' + b"9" * 5000 + b"}"), 400, "not JSON"),
         (body("application/json", b'{"prompt":"a","guidance_scale":1e999}'), 422, "guidance_scale: must be finite"),
         (body("application/json", b'{"prompt":"a","seed":1}', seed="2"), 422, "seed: is given twice"),
@@ -123,7 +134,7 @@ def test_the_three_body_forms_of_i2v_mean_the_same():
         (body("application/json", b'{"prompt":"a","metadata":{"x":NaN}}'), 422, "metadata: must be plain JSON"),
     ],
 )
-def test_a_bad_t2i_body_is_answered_with_its_status_and_reason(form, code, message):
+def test_a_bad_t2i_body_gets_its_status_and_reason(form, code, message):
     with pytest.raises(RequestError) as raised:
         bodies.read(Stage.T2I, form)
     assert raised.value.body.code == code
@@ -146,7 +157,7 @@ def test_a_bad_t2i_body_is_answered_with_its_status_and_reason(form, code, messa
         (body("image/png", b"x" * (MAX_IMAGE_BYTES + 1)), 413, "image: must be at most 33554432 bytes"),
     ],
 )
-def test_a_bad_i2v_body_is_answered_with_its_status_and_reason(form, code, message):
+def test_a_bad_i2v_body_gets_its_status_and_reason(form, code, message):
     with pytest.raises(RequestError) as raised:
         bodies.read(Stage.I2V, form)
     assert raised.value.body.code == code
@@ -159,7 +170,7 @@ def test_a_long_value_is_shortened_in_an_error_body():
     assert len(raised.value.body.model_dump_json()) < 500
 
 
-def test_an_error_body_is_plain_json_even_for_numbers_that_json_lacks():
+def test_an_error_body_is_plain_json_even_for_nan():
     with pytest.raises(RequestError) as raised:
         bodies.read(Stage.T2I, body("application/json", b'{"prompt":"a","guidance_scale":NaN}'))
     assert json.loads(raised.value.body.model_dump_json())["errors"][0]["input"] == "NaN"

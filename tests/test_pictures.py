@@ -1,15 +1,16 @@
 """The picture of a clip: what is taken, what is refused, and how it is fitted."""
 
+import io
 import zlib
 
 import numpy as np
 import pytest
-from picture_parts import encoded, ihdr, png
 from PIL import Image
 
 from cloudvid_schema.protocol import RequestError
 from cloudvid_schema.sizes import clip_size
 from cloudvid_stages.pictures import fit_picture, open_picture
+from support.picture_parts import MIB, chunk, encoded, ihdr, png, rows, scans
 
 
 def gradient(width=96, height=64):
@@ -33,10 +34,153 @@ def test_transparent_parts_become_black():
     assert open_picture(encoded(image)).getpixel((5, 5)) == (0, 0, 0)
 
 
-def test_a_photograph_is_turned_upright():
+def with_palette(kind="PNG", transparent=1):
+    """A picture of three colours by number, one of them transparent: a left half, a right half, a lower half."""
+    image = Image.new("P", (64, 64), 0)
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.paste(1, (32, 0, 64, 64))
+    image.paste(2, (0, 32, 64, 64))
+    return encoded(image, kind, transparency=transparent)
+
+
+def test_a_transparent_colour_of_a_palette_becomes_black():
+    opened = open_picture(with_palette())
+    assert [opened.getpixel(at) for at in ((5, 5), (60, 5), (5, 60))] == [(255, 0, 0), (0, 0, 0), (0, 0, 255)]
+
+
+def test_alphas_of_a_palette_are_laid_on_black():
+    opened = open_picture(with_palette(transparent=bytes([255, 128, 0])))
+    assert [opened.getpixel(at) for at in ((5, 5), (60, 5), (5, 60))] == [(255, 0, 0), (0, 128, 0), (0, 0, 0)]
+
+
+def test_a_transparent_colour_without_alpha_becomes_black():
+    image = Image.new("RGB", (64, 64), (10, 200, 30))
+    image.paste((200, 10, 30), (32, 0, 64, 64))
+    opened = open_picture(encoded(image, transparency=(10, 200, 30)))
+    assert [opened.getpixel(at) for at in ((5, 5), (60, 5))] == [(0, 0, 0), (200, 10, 30)]
+
+
+@pytest.mark.parametrize(("alpha", "colour"), [(0, (0, 0, 0)), (128, (100, 50, 25)), (255, (200, 100, 50))])
+def test_what_is_half_transparent_is_half_as_bright(alpha, colour):
+    assert open_picture(encoded(Image.new("RGBA", (64, 64), (200, 100, 50, alpha)))).getpixel((5, 5)) == colour
+
+
+def test_grey_with_alpha_is_laid_on_black():
+    assert open_picture(encoded(Image.new("LA", (64, 64), (200, 128)))).getpixel((5, 5)) == (100, 100, 100)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_coloured_picture_keeps_every_pixel(kind):
+    image = gradient()
+    assert open_picture(encoded(image, kind, lossless=True)).tobytes() == image.tobytes()
+
+
+def test_inks_become_the_colours_they_stand_for():
+    inks = Image.new("CMYK", (64, 64), (0, 255, 255, 0))
+    red, green, blue = open_picture(encoded(inks, "JPEG", quality=95)).getpixel((5, 5))
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+def corners(image):
+    """Which of four colours lies in which corner, clockwise from the upper left."""
+    width, height = image.size
+    places = [(4, 4), (width - 5, 4), (width - 5, height - 5), (4, height - 5)]
+    names = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+
+    def nearest(pixel):
+        return min(names, key=lambda name: sum(abs(a - b) for a, b in zip(pixel, names[name], strict=True)))
+
+    return [nearest(image.getpixel(place)) for place in places]
+
+
+def four_colours(width=96, height=64):
+    image = Image.new("RGB", (width, height), (255, 255, 255))
+    image.paste((255, 0, 0), (0, 0, width // 2, height // 2))
+    image.paste((0, 255, 0), (width // 2, 0, width, height // 2))
+    image.paste((0, 0, 255), (width // 2, height // 2, width, height))
+    return image
+
+
+UPRIGHT = ["red", "green", "blue", "white"]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [
+        (1, UPRIGHT),
+        (2, ["green", "red", "white", "blue"]),
+        (3, ["blue", "white", "red", "green"]),
+        (4, ["white", "blue", "green", "red"]),
+        (5, ["red", "white", "blue", "green"]),
+        (6, ["white", "red", "green", "blue"]),
+        (7, ["blue", "green", "red", "white"]),
+        (8, ["green", "blue", "white", "red"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_photograph_is_turned_upright(kind, orientation, expected):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    assert open_picture(encoded(gradient(96, 64), "JPEG", exif=exif)).size == (64, 96)
+    exif[0x0112] = orientation
+    opened = open_picture(encoded(four_colours(), kind, exif=exif))
+    assert opened.size == ((64, 96) if orientation > 4 else (96, 64))
+    assert corners(opened) == expected
+
+
+def test_a_cameras_preview_is_passed_over():
+    """A JPEG with a second picture inside (MPO): the first one counts."""
+    data = encoded(four_colours(), "MPO", save_all=True, append_images=[gradient()])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    opened = open_picture(data)
+    assert (opened.size, corners(opened)) == ((96, 64), UPRIGHT)
+
+
+def test_the_most_pixels_are_taken_and_no_more():
+    data = encoded(gradient())
+    assert open_picture(data, 96 * 64).size == (96, 64)
+    with pytest.raises(RequestError, match="must have at most 6143 pixels, got 96×64"):
+        open_picture(data, 96 * 64 - 1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_longest_side_is_taken_and_no_longer(turned):
+    def line(length):
+        width, height = (1, length) if turned else (length, 1)
+        return png(header=ihdr(width, height), pixels=rows(width, height))
+
+    assert max(open_picture(line(65535)).size) == 65535
+    with pytest.raises(RequestError, match="must have at most 65535 pixels a side, got"):
+        open_picture(line(65536))
+
+
+@pytest.mark.parametrize(
+    ("file", "most", "said"),
+    [
+        (lambda number: png(chunk(b"abCd") * (number - 1)), 500, "must have at most 500 other parts"),
+        (lambda number: png(chunk(b"IDAT") * (number - 1)), 20_000, "must have at most 20000 chunks of pixels"),
+        (lambda number: png(chunk(b"abCd", bytes(number - 13))), 8 * MIB, "at most 8388608 bytes that are no pixels"),
+        (lambda number: scans(number - 1, 64), 100, "must have at most 100 scans"),
+    ],
+    ids=["parts", "chunks of pixels", "metadata", "scans"],
+)
+def test_a_file_has_at_most_so_many_parts(file, most, said):
+    """A PNG's header is such a part, and each file has pixels once by itself."""
+    assert open_picture(file(most)).size == (64, 64)
+    with pytest.raises(RequestError, match=said):
+        open_picture(file(most + 1))
+
+
+def test_the_size_is_checked_before_pixels_are_decoded():
+    told = []
+
+    def check(size):
+        told.append(size)
+        raise ValueError("too large for the operator")
+
+    broken = png(pixels=zlib.compress(bytes(10)), header=ihdr(96, 64))
+    with pytest.raises(ValueError, match="too large for the operator"):
+        open_picture(broken, check_size=check)
+    assert told == [(96, 64)]
 
 
 @pytest.mark.parametrize(
@@ -78,12 +222,12 @@ def test_what_is_no_whole_still_picture_is_refused(data, rule):
         ((2111, 65), (None, None), (2048, 64)),
     ],
 )
-def test_the_clips_size_follows_from_the_picture_where_it_is_not_asked_for(picture, asked, size):
+def test_the_clips_default_size_follows_from_the_picture(picture, asked, size):
     assert clip_size(picture, *asked) == (size, [])
 
 
 @pytest.mark.parametrize(("picture", "side"), [((40, 200), "width"), ((200, 3000), "height")])
-def test_a_picture_whose_own_size_cannot_be_animated_is_refused_with_the_remedy(picture, side):
+def test_a_picture_of_unusable_size_is_refused_with_the_remedy(picture, side):
     _, (fault,) = clip_size(picture, None, None)
     assert fault.place == side
     assert fault.rule.endswith("give both width and height")
@@ -95,6 +239,17 @@ def test_crop_keeps_the_aspect_and_fills_the_clip():
     fitted = np.asarray(fit_picture(image, 64, 64, "crop"))
     assert fitted.shape == (64, 64, 3)
     assert (fitted[:, 8:-8] == (255, 0, 0)).all()  # the filter reaches a few pixels over the cut
+
+
+@pytest.mark.parametrize(
+    ("size", "clip"), [((200, 100), (64, 64)), ((100, 200), (64, 64)), ((96, 64), (64, 192)), ((64, 96), (192, 64))]
+)
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_fitted_picture_keeps_its_middle_in_the_middle(size, clip, fit):
+    fitted = fit_picture(four_colours(*size), *clip, fit)
+    assert fitted.size == clip
+    x, y = clip[0] // 2, clip[1] // 2
+    assert corners(fitted.crop((x - 12, y - 12, x + 12, y + 12))) == UPRIGHT
 
 
 def test_pad_shows_the_whole_picture_on_black():

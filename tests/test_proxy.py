@@ -7,13 +7,14 @@ import socket
 
 import pytest
 import requests
-from conftest import ROOT
 from jsonschema import Draft202012Validator
-from key_file import read_keys
-from loopback import free_port
-from proxies import BEARER, TOKEN, before, error_of, needs_nginx, proxy, recorder, tokens_file, two_parts
 
-from cloudvid import Client, Stage, errors
+from cloudvid import Client, Stage
+from cloudvid.endpoints import errors
+from cloudvid_schema.key_file import read_keys
+from support import ROOT
+from support.loopback import free_port
+from support.proxies import BEARER, TOKEN, before, error_of, needs_nginx, proxy, recorder, tokens_file, two_parts
 
 pytestmark = needs_nginx
 T2I, I2V = "/predictions/t2i", "/predictions/i2v"
@@ -33,11 +34,12 @@ def seen(tmp_path):
         yield running_and_seen
 
 
-def test_the_ordinary_client_gets_a_picture_and_a_clip_through_it(server, through):
+def test_the_client_gets_picture_and_clip_through_it(server, through):
     events = []
     client = Client(through.url, token=TOKEN)
     client.check_ready()
-    assert [client.proxy_readiness(stage).ready for stage in Stage] == [1, 1]
+    seen = [client.server.look(stage) for stage in Stage]
+    assert [(each.ready, each.counted_by) for each in seen] == [(1, "proxy"), (1, "proxy")]
     small = {"width": 64, "height": 64, "num_inference_steps": 2, "seed": 3}
     picture = client.text_to_image("a lighthouse", on_event=events.append, **small)
     assert picture.data == server.client().text_to_image("a lighthouse", **small).data
@@ -142,7 +144,7 @@ def raw(running, method, target, extra=""):
         return int(connection.makefile("rb").readline().split()[1])
 
 
-def test_nothing_but_the_four_routes_reaches_a_server_whatever_the_method(seen):
+def test_only_the_four_routes_reach_a_server(seen):
     running, requests_seen = seen
     for path in PATHS:
         for method in METHODS:
@@ -163,7 +165,7 @@ def test_nothing_but_the_four_routes_reaches_a_server_whatever_the_method(seen):
         (f"POST {T2I} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n", 501, "NotImplemented"),
     ],
 )
-def test_a_head_that_the_proxy_does_not_take_is_answered_as_a_stage_answers(head, status, kind, seen):
+def test_a_head_that_the_proxy_refuses_gets_a_stages_answer(head, status, kind, seen):
     running, requests_seen = seen
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
@@ -220,7 +222,7 @@ def test_the_largest_body_passes_and_one_byte_more_does_not(seen):
     assert [len(body) for *_, body in requests_seen] == [most]
 
 
-def test_the_http_reference_describes_what_the_proxy_and_the_server_answer(server, through):
+def test_the_http_reference_describes_proxy_and_server(server, through):
     paths = json.loads((ROOT / "docs/openapi.json").read_text())
     told = re.search(r"map \$status \$problem \{(.*?)\}", (ROOT / "deploy/nginx.conf").read_text(), re.DOTALL)[1]
     of_heads_that_cannot_be_read = {"414", "494", "505"}

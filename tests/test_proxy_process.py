@@ -11,10 +11,14 @@ import threading
 import psutil
 import pytest
 import requests
-from conftest import ROOT
-from key_file import Renewal, call, read_keys
-from loopback import free_port, serving
-from proxies import (
+
+from cloudvid import Client, Stage, Unreachable, Untrusted
+from cloudvid_schema.key_file import read_keys
+from deploy.renewal import Renewal, get
+from deploy.torchserve import alive_after
+from support import ROOT
+from support.loopback import free_port, serving
+from support.proxies import (
     BEARER,
     TOKEN,
     before,
@@ -30,11 +34,8 @@ from proxies import (
     stub,
     tokens_file,
     two_parts,
-    until,
 )
-from torchserve_process import alive_after
-
-from cloudvid import Client, Stage, Unreachable, Untrusted
+from support.waiting import until
 
 pytestmark = needs_nginx
 T2I = "/predictions/t2i"
@@ -46,7 +47,7 @@ def seen(tmp_path):
         yield running_and_seen
 
 
-def test_new_keys_of_a_server_are_picked_up_and_without_any_the_stage_is_not_up(tmp_path):
+def test_new_keys_are_picked_up_and_none_means_down(tmp_path):
     key = "first-key"
 
     def answer(handler, body):
@@ -130,7 +131,7 @@ def test_sigterm_lets_a_running_request_end_and_leaves_nothing(tmp_path):
         assert not folder.exists()
 
 
-def test_secrets_lie_in_no_file_that_others_can_read_and_on_no_command_line(seen):
+def test_secrets_are_in_no_public_file_or_command_line(seen):
     running, _ = seen
     processes = [psutil.Process(running.process.pid)]
     processes += processes[0].children(recursive=True)
@@ -145,7 +146,7 @@ def test_secrets_lie_in_no_file_that_others_can_read_and_on_no_command_line(seen
     assert TOKEN.replace(".", "[.]").replace("+", "[+]") in (folder / "secrets.conf").read_text()
 
 
-def test_the_client_comes_through_tls_with_a_certificate_of_ones_own_and_not_without_it(tmp_path):
+def test_tls_with_a_private_certificate_needs_that_certificate(tmp_path):
     files = certificate(tmp_path)
     with recorder(tmp_path, "--cert", str(files[0]), "--key", str(files[1])) as (running, seen):
         Client(running.url, token=TOKEN, ca=files[0]).check_ready(Stage.T2I)
@@ -162,7 +163,7 @@ def test_the_client_comes_through_tls_with_a_certificate_of_ones_own_and_not_wit
         assert not waits, "no patience makes a certificate trusted"
 
 
-def test_a_port_that_closes_may_be_a_balancers_whose_server_is_still_to_come():
+def test_a_port_that_closes_may_belong_to_a_balancer():
     class Closing(socketserver.TCPServer):
         def process_request(self, request, client_address):
             request.close()
@@ -182,7 +183,7 @@ def test_nginx_ends_with_a_proxy_that_is_killed(tmp_path):
         assert not alive_after(children, 20)
 
 
-def test_with_a_certificate_it_speaks_tls_alone_and_takes_a_new_one(tmp_path):
+def test_with_a_certificate_it_speaks_only_tls_and_reloads(tmp_path):
     files = certificate(tmp_path)
     options = ["--cert", str(files[0]), "--key", str(files[1])]
     with recorder(tmp_path, *options) as (running, seen):
@@ -207,8 +208,10 @@ def test_with_a_certificate_it_speaks_tls_alone_and_takes_a_new_one(tmp_path):
 
 def run(*arguments, **environment):
     """Exit code and errors of a proxy that does not start."""
-    command = [sys.executable, str(ROOT / "deploy/proxy.py"), *arguments]
-    done = subprocess.run(command, env=environment or None, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-m", "deploy.proxy", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment or None, capture_output=True, text=True, timeout=60, check=False
+    )
     return done.returncode, done.stderr
 
 
@@ -255,7 +258,7 @@ def test_keys_are_renewed_shortly_before_they_expire(server):
     renewal = Renewal(server.process.port + 1, server.key_file)
     first = read_keys(server.key_file)
     for key in (first.inference, first.management, "wrong", None):
-        assert call(server.process.port + 1, "/token?type=inference", key)[0] == 400
+        assert get(server.process.port + 1, "/token?type=inference", key)[0] == 400
     now = first.expires - datetime.timedelta(hours=24)
     assert not renewal.renew(now)
     assert not renewal.renew(first.expires - datetime.timedelta(hours=2))

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from fake_management import Fake, worker
-from fake_server import fake_server
-from loopback import client_of
 
-from cloudvid import errors
+from cloudvid.endpoints import errors
 from cloudvid_schema.protocol import Stage
+from support.fake_management import Fake, worker
+from support.fake_server import fake_server
+from support.loopback import client_of
 
 T2I, I2V = Stage.T2I, Stage.I2V
 
@@ -46,7 +46,7 @@ def test_scaling_down_and_to_nothing_ends_the_newest():
 
 
 @pytest.mark.parametrize("count", [-1, 65])
-def test_more_workers_than_a_stage_may_have_are_refused_and_nothing_is_changed(count):
+def test_too_many_workers_are_refused_and_nothing_changes(count):
     fake = Fake()
     with fake_server(fake) as server:
         client = client_of(server)
@@ -72,17 +72,17 @@ NO_ROOM = "2026-01-01T00:00:00,000 [INFO ] W-9002-i2v_0.1.0-stdout MODEL_LOG - t
 @pytest.mark.parametrize(
     ("log", "said"),
     [
-        (TRACEBACK, ["SettingsError: model x is not there", "mend that"]),
+        (TRACEBACK, ["SettingsError: model x is not there", "fix this, then scale again"]),
         (
             NO_ROOM.replace("torch.OutOfMemoryError: CUDA out of memory. Tried", "MemoryError"),
-            ["MemoryError", "no memory for it"],
+            ["MemoryError", "this machine is out of memory"],
         ),
-        (NO_ROOM, ["OutOfMemoryError: CUDA out of memory", "a GPU of its own"]),
-        ("", ["the server's log", "want of memory"]),
+        (NO_ROOM, ["OutOfMemoryError: CUDA out of memory", "another worker needs another GPU"]),
+        ("", ["the server's log", "for lack of memory"]),
     ],
     ids=["settings", "memory", "GPU memory", "no word"],
 )
-def test_a_worker_that_keeps_dying_is_told_with_its_reason_and_taken_back(log, said, tmp_path):
+def test_a_worker_that_keeps_dying_is_explained_and_rolled_back(log, said, tmp_path):
     keys = {name: {"key": "k", "expiration time": "2100-01-01T00:00:00Z"} for name in ("inference", "management")}
     (tmp_path / "key_file.json").write_text(json.dumps(keys))
     (tmp_path / "logs").mkdir()
@@ -103,7 +103,7 @@ def test_a_worker_that_keeps_dying_is_told_with_its_reason_and_taken_back(log, s
         with pytest.raises(errors.NotScaled) as failed:
             client.scale(I2V, 2)
     text = str(failed.value)
-    assert text.startswith("worker 9002 of i2v died 2 times while it loaded: ")
+    assert text.startswith("worker 9002 of i2v died 2 times while loading: ")
     assert all(words in text for words in [*said, "i2v is back to 1 worker"]), text
     assert "an old one" not in text
     assert (len(fake.workers["i2v"]), fake.most["i2v"]) == (1, 64)
@@ -115,7 +115,7 @@ def test_a_worker_that_is_merely_slow_is_left_to_load():
     now = [0.0]
     with (
         fake_server(fake) as server,
-        pytest.raises(errors.NotScaled, match="i2v has 1 of 2 workers ready after 3 s; nothing was taken back"),
+        pytest.raises(errors.NotScaled, match="i2v has 1 of 2 workers ready after 3 s; the change was not undone"),
     ):
         client_of(server, clock=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s)).scale(I2V, 2, timeout=3)
     assert len(fake.workers["i2v"]) == 2
@@ -131,16 +131,16 @@ def test_a_worker_that_was_given_up_is_replaced():
     assert [each.id for each in seen.workers] == ["9001", "9003"]
 
 
-def test_a_stage_with_a_ready_worker_is_ready_whatever_befell_another():
+def test_a_ready_worker_makes_a_stage_ready_despite_another():
     fake = Fake(t2i=())
     fake.ping = 500
     with fake_server(fake) as server:
         client = client_of(server)
         client.check_ready(I2V)
-        assert client.is_healthy(I2V)
-        assert not client.is_healthy(T2I)
-        with pytest.raises(errors.Unhealthy, match="workers do not come up"):
+        seen = {stage: client.server.look(stage) for stage in (T2I, I2V)}
+        assert [(seen[stage].ready, seen[stage].unhealthy) for stage in (T2I, I2V)] == [(0, True), (1, True)]
+        with pytest.raises(errors.Unhealthy, match="workers fail to start"):
             client.check_ready()
         fake.ping = 200
-        with pytest.raises(errors.NotReady, match="of 0; `cloudvid scale t2i 1` gives it one"):
+        with pytest.raises(errors.NotReady, match="t2i has no workers; start one with `cloudvid scale t2i 1`"):
             client.check_ready()

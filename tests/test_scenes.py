@@ -5,8 +5,9 @@ import json
 import pytest
 
 from cloudvid import InvalidSceneFile, parse_scenes, read_scenes
-from cloudvid.scenes import seed_of
+from cloudvid.batch.scenes import seed_of
 from cloudvid_schema.protocol import MAX_METADATA_BYTES, Stage
+from support.hostile_ids import hostile_ids
 
 GOOD = {"id": "a1", "scene_desc": "a cat"}
 
@@ -81,11 +82,12 @@ def test_a_bad_scene_file_names_the_place_and_the_value(document, fault):
         (b"[{]", "not JSON: Expecting property name enclosed in double quotes at line 1, column 3"),
         (b"\xff\xfe", "not UTF-8"),
         (b'[{"id":"a","id":"b","scene_desc":"c"}]', 'key "id" stands twice'),
+        (b'[{"id":"a","id":"a","scene_desc":"c"}]', 'key "id" stands twice'),
         (b'[{"id":"a","scene_desc":"c","t2i_params":{"guidance_scale":NaN}}]', "must be finite, got NaN"),
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_file_that_is_no_scene_file_is_refused_with_its_name(tmp_path, text, fault):
+def test_a_file_without_scenes_is_refused_by_name(tmp_path, text, fault):
     path = tmp_path / "scenes.json"
     path.write_bytes(text)
     with pytest.raises(InvalidSceneFile) as raised:
@@ -97,6 +99,13 @@ def test_a_file_that_is_no_scene_file_is_refused_with_its_name(tmp_path, text, f
 def test_a_missing_file_is_a_fault_of_its_own(tmp_path):
     with pytest.raises(InvalidSceneFile, match="No such file"):
         read_scenes(tmp_path / "none.json")
+
+
+def test_hostile_ids_are_refused_by_place():
+    names = hostile_ids()
+    with pytest.raises(InvalidSceneFile) as raised:
+        parse_scenes([{**GOOD, "id": name} for name in names])
+    assert {fault.place for fault in raised.value.faults} == {f"scenes[{index}].id" for index in range(len(names))}
 
 
 def test_every_fault_of_a_file_is_reported_at_once():
@@ -113,7 +122,7 @@ def test_every_fault_of_a_file_is_reported_at_once():
     }  # fmt: skip
 
 
-def test_an_array_and_an_object_with_a_schema_read_the_same():
+def test_an_array_and_an_object_read_the_same():
     assert parse_scenes([GOOD]) == parse_scenes({"$schema": "x.json", "scenes": [GOOD]})
 
 
@@ -123,7 +132,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
     assert read_scenes(path)[0].id == "a1"
 
 
-def test_a_scene_without_a_seed_gets_the_same_one_every_time_and_for_each_stage_another():
+def test_each_stage_derives_a_stable_seed_from_the_id():
     (first,), (second,) = parse_scenes([GOOD]), parse_scenes([GOOD])
     assert first.t2i_request().seed == second.t2i_request().seed == seed_of(Stage.T2I, "a1")
     assert first.t2i_request().seed != first.i2v_request().seed

@@ -11,18 +11,21 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, end, naming
-from java import JavaError, java_home
-from listening import OF_ANOTHER, await_listeners
-from loopback import free_port
 from PIL import Image
-from proxies import until
-from torchserve_process import Server, ServerError, alive_after, running_in
 
-from cloudvid import Client, Stage, errors
+from cloudvid import Client, Stage
+from cloudvid.endpoints import errors
 from cloudvid_schema.parameters import MAX_STEPS
+from deploy.archives import ArchiveError
+from deploy.java import JavaError, java_home
+from deploy.torchserve import Server, alive_after, running_in
+from support import ROOT
+from support.listening import OF_ANOTHER, await_listeners
+from support.loopback import free_port
+from support.servers import end, naming
+from support.waiting import until
 
-SERVER = [sys.executable, str(ROOT / "deploy/server.py")]
+SERVER = [sys.executable, "-m", "deploy.server"]
 TINY = ["--profile", "tiny"]
 pytestmark = pytest.mark.slow
 
@@ -47,17 +50,19 @@ def test_start_and_stop_leave_no_process_and_no_key(tmp_path, noise_store, envir
     options = ["--run-dir", str(tmp_path / "run"), "--model-store", str(noise_store), *TINY]
     port = free_port()
     start = [*SERVER, "start", *options, "--port", str(port)]
-    done = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     try:
         assert done.returncode == 0, done.stderr
         await_listeners(Server(tmp_path / "run", port))
         assert below(tmp_path)
         assert (tmp_path / "run/key_file.json").stat().st_mode & 0o077 == 0
-        again = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        again = subprocess.run(
+            start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
         assert again.returncode == 3
-        assert f"a server runs already on http://127.0.0.1:{port}" in again.stderr
+        assert f"a server is already running on http://127.0.0.1:{port}" in again.stderr
         serve = subprocess.run(
-            [*SERVER, "serve", *options], env=environment, capture_output=True, timeout=120, check=False
+            [*SERVER, "serve", *options], cwd=ROOT, env=environment, capture_output=True, timeout=120, check=False
         )
         assert serve.returncode == 3
         assert below(tmp_path), "the server that runs already is left alone"
@@ -72,11 +77,13 @@ def test_start_and_stop_leave_no_process_and_no_key(tmp_path, noise_store, envir
             str(port),
             *TINY,
         ]
-        taken = subprocess.run(other, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        taken = subprocess.run(
+            other, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
         assert taken.returncode == 3
         assert "choose others with PORT=" in taken.stderr
     finally:
-        subprocess.run([*SERVER, "stop", *options], timeout=60, check=True)
+        subprocess.run([*SERVER, "stop", *options], cwd=ROOT, timeout=60, check=True)
     assert not below(tmp_path)
     assert not (tmp_path / "run/key_file.json").exists()
     assert running_in(tmp_path / "run") is None
@@ -92,7 +99,7 @@ def test_interrupted_runs_leave_no_process(noise_store, environment):
     runs = {}
     for sign, port in ports.items():
         command = [*SERVER, "with", *TINY, "--port", str(port), "--model-store", str(noise_store), "--", *client]
-        runs[sign] = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        runs[sign] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     folders = {}
     for sign, process in runs.items():
         while process.stdout.readline() != "begun\n":
@@ -108,22 +115,22 @@ def test_interrupted_runs_leave_no_process(noise_store, environment):
         assert not below(folders[sign])
 
 
-def test_a_client_that_fails_ends_the_server_and_gives_its_exit_code(noise_store, environment):
+def test_a_failing_client_ends_the_server_with_its_exit_code(noise_store, environment):
     client = [sys.executable, "-c", "import sys; sys.exit(7)"]
     place = ["--port", str(free_port()), "--model-store", str(noise_store)]
     command = [*SERVER, "with", *TINY, *place, "--", *client]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 7
     log = Path(done.stderr.split("the server's log: ")[1].strip())
     assert log.is_file()
     assert not below(log.parent)
 
 
-def test_workers_end_with_a_server_that_is_killed_outright_even_in_mid_inference(tmp_path, noise_store, tiny_models):
+def test_workers_end_with_a_killed_server_even_in_mid_inference(tmp_path, noise_store, tiny_models):
     """The inference takes longer than is waited, and sends nothing: a worker that wrote would find its server gone."""
     server = Server(tmp_path / "run", free_port())
     place = ["--run-dir", str(server.run_dir), "--port", str(server.port), "--model-store", str(noise_store)]
-    subprocess.run([*SERVER, "start", *place], env=os.environ | naming(tiny_models), timeout=120, check=True)
+    subprocess.run([*SERVER, "start", *place], cwd=ROOT, env=os.environ | naming(tiny_models), timeout=120, check=True)
     try:
         client = Client(server.url, key_file=server.run_dir / "key_file.json")
         client.wait_until_ready(timeout=120)
@@ -143,7 +150,7 @@ def test_workers_end_with_a_server_that_is_killed_outright_even_in_mid_inference
         end(server)
 
 
-def test_a_process_that_ended_and_that_nobody_reaped_yet_is_not_waited_for():
+def test_an_unreaped_process_is_not_waited_for():
     """The init of some containers reaps late or never: a server took as long to stop."""
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         process = psutil.Process(ended.pid)
@@ -152,11 +159,11 @@ def test_a_process_that_ended_and_that_nobody_reaped_yet_is_not_waited_for():
 
 
 def test_an_archive_that_is_missing_is_named_with_the_remedy(tmp_path):
-    with pytest.raises(ServerError, match=r"t2i\.mar is not there; `make archives` builds it"):
+    with pytest.raises(ArchiveError, match=r"t2i\.mar does not exist; `make archives` builds it"):
         Server(tmp_path / "run", free_port()).spawn(tmp_path)
 
 
-def test_a_run_folder_with_a_long_path_gets_a_short_folder_for_sockets(tmp_path):
+def test_a_long_run_folder_gets_a_short_one_for_sockets(tmp_path):
     server = Server(tmp_path / ("x" * 120), 1)
     server.run_dir.mkdir()
     short = server._tmp_dir()
@@ -175,7 +182,7 @@ def test_without_any_java_the_message_says_what_was_looked_at(monkeypatch, tmp_p
         java_home()
 
 
-def test_a_java_on_the_path_is_found_where_java_home_is_wrong(monkeypatch, tmp_path):
+def test_java_on_the_path_replaces_a_wrong_java_home(monkeypatch, tmp_path):
     expected = java_home()
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", f"{expected / 'bin'}{os.pathsep}{os.environ['PATH']}")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from stages import KINDS, REQUESTS, clip, decoded, picture, pixels, prompt, run
 
 from cloudvid_schema.protocol import Stage
 from cloudvid_stages import memory
 from cloudvid_stages.settings import SettingsError, TextToImageSettings, read_settings
+from support.stages import KINDS, REQUESTS, clip, decoded, picture, pixels, prompt, run
 
 
 def processors(loaded):
@@ -81,7 +81,7 @@ def test_deep_cache_uses_nothing_of_another_request(load, stage):
 
 
 REFUSED = [
-    ("t2i", {"fuse_qkv": True, "attention": "sliced"}, "fuse_qkv works with attention: sdpa alone"),
+    ("t2i", {"fuse_qkv": True, "attention": "sliced"}, "fuse_qkv works only with attention: sdpa"),
     ("t2i", {"compile": "full", "offload": "sequential"}, "compile does not go with offload: sequential"),
     ("t2i", {"compile": "regional", "offload": "group"}, "compile does not go with offload: group"),
     ("i2v", {"compile": "full", "deep_cache": 2}, "deep_cache leaves parts of it out; compile: regional goes"),
@@ -149,7 +149,7 @@ def test_every_setting_can_be_overridden_by_environment():
         read_settings(TextToImageSettings, Stage.T2I, {"model": "x"}, {"CLOUDVID_T2I_SCHEDULER_OPTIONS": "karras"})
 
 
-def test_another_model_by_environment_leaves_behind_what_belongs_to_the_first():
+def test_another_model_by_environment_drops_the_firsts_settings():
     first = {
         "model": "x",
         "mirrors": ["y"],
@@ -162,13 +162,13 @@ def test_another_model_by_environment_leaves_behind_what_belongs_to_the_first():
     assert settings == TextToImageSettings(model="z", max_steps=9)
 
 
-def test_the_proof_that_caching_works_asks_for_no_more_frames_than_the_limit(load):
+def test_the_check_of_caching_respects_the_frame_limit(load):
     assert load("i2v", deep_cache=2, max_frames=2)._loaded.deep_cache
 
 
 @pytest.mark.parametrize("kind", ["model", "sequential", "group"])
 @pytest.mark.parametrize("stage", KINDS)
-def test_offloaded_weights_come_when_they_are_needed_and_make_the_same_pixels(load, plain, stage, kind):
+def test_offloaded_weights_come_when_needed_and_change_no_pixel(load, plain, stage, kind):
     loaded = load(stage)
     memory.install_offload(loaded._pipeline, kind, torch.device("cpu"))  # the CPU stands in for the GPU
     loaded._settings = loaded._settings.model_copy(update={"offload": kind})
@@ -198,7 +198,7 @@ def test_an_offload_that_misses_a_part_is_refused(load):
         memory.install_offload(pipeline, "group", torch.device("cpu"))
 
 
-def test_fewer_frames_are_decoded_at_once_where_free_memory_has_no_room_for_more(load, monkeypatch):
+def test_little_free_memory_means_fewer_frames_per_decoding(load, monkeypatch):
     loaded = load("i2v", decode_chunk_size=4)
     frame = 4 * loaded._pipeline.vae.config.block_out_channels[1] * 64 * 64 * 4
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(2.5 * frame / 0.8))
@@ -208,7 +208,7 @@ def test_fewer_frames_are_decoded_at_once_where_free_memory_has_no_room_for_more
     assert run(loaded, clip(), picture()).recipe["parameters"]["decode_chunk_size"] == 1
 
 
-def test_the_description_has_settings_limits_device_precision_and_memory_but_no_path(load, tiny_models):
+def test_the_description_has_settings_and_limits_but_no_path(load, tiny_models):
     described = load("i2v", max_frames=30, channels_last=True).describe()
     assert described.limits == {"max_frames": 30, "max_image_bytes": 2**25, "max_image_pixels": 2**24}
     assert described.settings["channels_last"] is True

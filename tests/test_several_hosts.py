@@ -9,13 +9,15 @@ import sys
 from collections import defaultdict
 from contextlib import ExitStack
 
-import namespaces
 import pytest
 import requests
-from conftest import ROOT, naming
-from folders import no_half_file_has_a_final_name
-from proxies import BEARER, TOKEN, certificate, folder_of, needs_nginx, proxy, tokens_file, until
-from torchserve_process import PORTS, Server
+
+from deploy.torchserve import PORTS, Server
+from support import ROOT, namespaces
+from support.folders import no_half_file_has_a_final_name
+from support.proxies import BEARER, TOKEN, certificate, folder_of, needs_nginx, proxy, tokens_file
+from support.servers import naming
+from support.waiting import until
 
 pytestmark = [pytest.mark.slow, needs_nginx]
 SCENES, STEPS = 8, 24
@@ -37,12 +39,12 @@ class Host:
         self._namespace = namespace
         environment = os.environ | naming(tiny_models)
         # fmt: off
-        command = [*namespace.prefix, sys.executable, str(ROOT / "deploy/server.py"), "serve", "--port", "8080",
+        command = [*namespace.prefix, sys.executable, "-m", "deploy.server", "serve", "--port", "8080",
                    "--run-dir", str(self.server.run_dir), "--model-store", str(model_store)]
         # fmt: on
         with (folder / "server.txt").open("w") as log:
             self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         stack.callback(self.kill)
         own = f"127.0.0.1:8080={self.server.run_dir / 'key_file.json'}"

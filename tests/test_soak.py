@@ -1,185 +1,198 @@
-"""A short cut of each case of the long suite, `python -m soak`; and the suite itself."""
+"""The soak's own machinery. `make test` also runs a short cut of each case: soak/test_*.py."""
 
+import contextlib
 import json
+import os
 import signal
 import sys
 import threading
 
 import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT))
 
 from soak import table
-from soak.__main__ import main
-from soak.case import Case, Wrong, check
-from soak.cases import CASES
-from soak.report import carry_out
-from soak.servers import served
+from soak.rounds import Case, Rounds
 
-SEED = 20261123
-ON_A_SERVER = ("L1", "L2", "F1", "F2", "F3", "Z4")
-IN_THE_SOAK_ALONE = ("F4",)
-"""A minute at least: the server has to give a model up."""
+TOY = Case("F0", "a toy", "never", count=10, short=5)
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    """One server for the cases that need one, where noise is made: it costs more than their short cuts."""
-    with served(tmp_path_factory.mktemp("served"), make_noise=True) as running:
-        yield running
+def carried_out(test, folder, numbers=range(10), case=TOY, **options):
+    """The rounds of a case, whether it failed or not."""
+    rounds = Rounds(case, 7, numbers, folder, **options)
+    with contextlib.suppress(pytest.fail.Exception):
+        rounds.carry_out(lambda: test(rounds))
+    return rounds
 
 
-def short_cut(case, folder, running=None):
-    """Nothing timed is judged: a busy machine is no defect."""
-    report = carry_out(case, SEED, case.short, folder, timed=False, running=running)
-    assert not report.failures
-    assert report.run == case.short
+def toy(rounds):
+    def work(each):
+        drawn = each.draw.randrange(100)
+        rounds.measure("drawn", drawn, "points")
+        assert each.number != 3, f"drew {drawn}"
+
+    rounds.do(work)
+    rounds.limit("drawn", 50, 0.0, "points")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ON_A_SERVER)
-def test_a_short_cut_on_a_real_server(name, running, tmp_path):
-    short_cut(CASES[name], tmp_path, running)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ON_A_SERVER + IN_THE_SOAK_ALONE])
-def test_a_short_cut(name, tmp_path):
-    case = CASES[name]
-    if obstacle := case.obstacle():
-        pytest.skip(obstacle)
-    short_cut(case, tmp_path)
-
-
-def toy(report):
-    for each in report.rounds():
-        with each:
-            drawn = each.draw.randrange(100)
-            report.measure("drawn", drawn, "points")
-            check(each.number != 3, f"drew {drawn}")
-    report.limit("drawn", 50, 0.0)
-
-
-TOY = Case("T0", "a toy", "never", 10, 5, toy)
-
-
-def test_a_failed_round_is_reported_with_the_command_that_runs_it_alone_and_draws_the_same(tmp_path, capsys):
-    whole = carry_out(TOY, 7, 10, tmp_path, timed=False)
-    assert (whole.run, [failure.round for failure in whole.failures]) == (10, [3])
-    assert "again: .venv/bin/python -m soak T0 --seed 7 --round 3" in capsys.readouterr().err
-    alone = carry_out(TOY, 7, 10, tmp_path, timed=False, only=3)
+def test_a_failed_round_names_the_command_that_repeats_it(tmp_path, capsys):
+    whole = carried_out(toy, tmp_path, is_timed=False)
+    assert (whole.run, [failure["round"] for failure in whole.failures]) == (10, [3])
+    assert "again: make soak CASES=F0 SEED=7 ROUND=3" in capsys.readouterr().err
+    alone = carried_out(toy, tmp_path, range(3, 4), is_timed=False)
     assert alone.failures == whole.failures
     assert alone.run == 1
 
 
+def test_a_case_fails_with_all_that_failed(tmp_path):
+    rounds = Rounds(TOY, 7, range(10), tmp_path)
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)drew \d+.*ROUND=3.*drawn: p50 is .*not below 0 points"):
+        rounds.carry_out(lambda: toy(rounds))
+
+
 def test_an_error_is_reported_however_much_is_added_to_it(tmp_path):
-    def fails(report):
-        for each in report.rounds():
-            with each:
-                error = ValueError("the error")
-                error.add_note("while generating\n" + "what Hypothesis drew\n" * 999)
-                raise error
+    def fails(each):
+        error = ValueError("the error")
+        error.add_note("while generating\n" + "what Hypothesis drew\n" * 999)
+        raise error
 
-    (failure,) = carry_out(Case("T5", "", "", 1, 1, fails), 7, 1, tmp_path).failures
-    assert failure.what.startswith("ValueError: the error")
-    assert len(failure.what) < 10_000
+    (failure,) = carried_out(lambda rounds: rounds.do(fails), tmp_path, range(1)).failures
+    assert failure["what"].startswith("ValueError: the error")
+    assert len(failure["what"]) < 10_000
 
 
-def test_what_is_timed_is_judged_in_the_soak_alone(tmp_path):
-    judged = carry_out(TOY, 7, 3, tmp_path)
-    assert [failure.what.partition(",")[0] for failure in judged.failures] == [
-        f"drawn: p50 is {judged.percentile('drawn', 50):.3g}"
-    ]
-    assert not carry_out(TOY, 7, 3, tmp_path, timed=False).failures
+def test_limits_judge_in_the_soak_alone(tmp_path):
+    judged = carried_out(toy, tmp_path, range(3))
+    middle = sorted(judged.samples["drawn", "points"])[1]
+    assert [failure["what"].partition(",")[0] for failure in judged.failures] == [f"drawn: p50 is {middle:.3g}"]
+    assert not carried_out(toy, tmp_path, range(3), is_timed=False).failures
 
 
-def test_a_whole_case_whose_limit_has_nothing_to_judge_has_failed(tmp_path):
-    def unmeasured(report):
-        for each in report.rounds():
-            with each:
-                pass
-        report.limit("refused after", 95, 0.1)
+def test_a_limit_without_a_sample_fails_a_whole_case(tmp_path):
+    def unmeasured(rounds):
+        rounds.do(lambda each: None)
+        rounds.limit("refused after", 95, 0.1)
 
-    case = Case("T3", "", "", 2, 1, unmeasured)
-    assert [failure.what for failure in carry_out(case, 7, 2, tmp_path).failures] == [
-        "refused after: nothing was measured"
-    ]
-    assert not carry_out(case, 7, 1, tmp_path).failures
+    whole = carried_out(unmeasured, tmp_path)
+    assert [failure["what"] for failure in whole.failures] == ["refused after: nothing was measured"]
+    assert not carried_out(unmeasured, tmp_path, range(1)).failures
 
 
-def test_sigterm_ends_the_suite_as_an_interrupt_does(tmp_path, monkeypatch, capsys):
-    before = signal.getsignal(signal.SIGTERM)
-
-    def ended(report):
-        for each in report.rounds():
-            with each:
-                signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr("soak.cases.CASES", {name: Case(name, "", "", 9, 1, ended) for name in ("T6", "T7")})
-    monkeypatch.setattr(sys, "argv", ["soak", "--seed", "7", "--output", str(tmp_path)])
-    try:
-        assert main() == 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert "T7" not in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_interrupted_case_begins_no_more_rounds_and_has_not_failed(tmp_path):
+def test_an_interrupted_case_stops_and_has_not_failed(tmp_path):
     """Its processes get the signal too, and end otherwise than they should."""
     begun = threading.Barrier(2)
 
-    def interrupted(report):
-        def work(each):
-            begun.wait()
-            if each.number == 0:
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            raise Wrong("exit code -2")
+    def work(each):
+        begun.wait()
+        if each.number == 0:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        raise AssertionError("exit code -2")
 
-        report.spread(work, threads=2)
-
-    report = carry_out(Case("T4", "", "", 9, 1, interrupted), 7, 9, tmp_path)
-    assert report.interrupted
-    assert not report.failures
-    assert report.run == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["nonsense"], "there is no case nonsense"),
-        (["F6", "--count", "0"], "must be at least 1, got 0"),
-        (["F6", "--round", "50"], "must be 0 to 49"),
-        (["--round", "1"], "must be of one case"),
-        (["F6", "--round", "1", "--count", "2"], "not allowed with"),
-    ],
-)
-def test_rounds_that_a_case_has_not_are_refused(arguments, said, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["soak", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    rounds = Rounds(TOY, 7, range(9), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        rounds.carry_out(lambda: rounds.do(work, threads=2))
+    assert not rounds.failures
+    assert not rounds.is_whole
+    assert rounds.run == 0
 
 
 def test_a_case_that_raises_or_leaves_rounds_out_has_failed(tmp_path):
-    def broken(report):
-        raise Wrong("no server")
+    def broken(rounds):
+        raise AssertionError("no server")
 
-    assert "no server" in carry_out(Case("T1", "", "", 1, 1, broken), 7, 1, tmp_path).failures[0].what
-    lazy = carry_out(Case("T2", "", "", 1, 1, lambda report: None), 7, 4, tmp_path)
-    assert [failure.what for failure in lazy.failures] == ["0 of 4 rounds were run"]
+    def unraised(each):
+        with pytest.raises(ValueError, match="never"):
+            pass
+
+    assert "no server" in carried_out(broken, tmp_path).failures[0]["what"]
+    assert "DID NOT RAISE" in carried_out(lambda rounds: rounds.do(unraised), tmp_path).failures[9]["what"]
+    lazy = carried_out(lambda rounds: None, tmp_path)
+    assert [failure["what"] for failure in lazy.failures] == ["0 of 10 rounds were run"]
 
 
-def test_results_are_kept_case_by_case_and_a_case_that_was_not_run_says_why(tmp_path):
-    ran = {"id": TOY.id, "what": TOY.what, "passes": TOY.passes, "unit": TOY.unit}
-    ran |= carry_out(TOY, 7, 3, tmp_path, timed=False).result()
-    table.keep([ran], tmp_path)
-    table.keep([{**ran, "id": "T9", "seed": 8}], tmp_path)
-    table.keep([{**ran, "seed": 9}], tmp_path)
-    kept = json.loads((tmp_path / "report.json").read_text())
-    assert [(each["id"], each["seed"]) for each in kept] == [("T0", 9), ("T9", 8)]
-    not_run = {"id": "N1", "what": "a link", "passes": "", "unit": "batches", "not_run": "no namespaces"}
-    assert "not run: no namespaces" in table.plain([not_run])
-    assert "| N1 | a link |  | - | - | - | not run: no namespaces | - |" in table.markdown([not_run])
+def test_results_are_kept_case_by_case(tmp_path):
+    result = carried_out(toy, tmp_path).result()
+    for each in (result, result | {"id": "N9"}, result | {"seed": 9}):
+        table.keep(each, tmp_path)
+    assert [(each["id"], each["seed"]) for each in table.read(tmp_path)] == [("F0", 9), ("N9", 7)]
+
+
+TOYS = """
+    import signal
+    from soak.rounds import case
+
+    @case("F0", count=2, short=1)
+    def test_fine(rounds):
+        '''Fine.
+
+        Always.'''
+        rounds.do(lambda each: rounds.count("done"))
+
+    @case("F1", count=9, short=1)
+    def test_ended(rounds):
+        '''Ends the soak.
+
+        Never.'''
+        rounds.do(lambda each: signal.raise_signal(signal.SIGTERM))
+
+    @case("F2", count=1, short=0)
+    def test_long(rounds):
+        '''Too long for a short cut.
+
+        Always.'''
+        rounds.do(lambda each: None)
+"""
+
+
+@pytest.fixture
+def soak(pytester):
+    """Runs pytest over three toy cases; its result, and where whole cases are put on record."""
+    pytester.makepyfile(TOYS)
+    pytester.makeconftest("from soak.conftest import *")
+    report, before = pytester.path / "report.json", signal.getsignal(signal.SIGTERM)
+    yield lambda *arguments: (pytester.runpytest(f"--output={pytester.path}", *arguments), report)
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_short_cut_runs_few_rounds_and_records_nothing(soak):
+    result, report = soak("--case=f0")
+    result.assert_outcomes(passed=1, deselected=2)
+    assert not report.exists()
+    result, _ = soak("--case=F2")
+    result.assert_outcomes(deselected=3)
+
+
+def test_whole_cases_are_put_on_record_and_shown(soak):
+    result, report = soak("--soak", "--case=F0", "--case=F2", "--seed=7")
+    result.assert_outcomes(passed=2, deselected=1)
+    assert [(each["id"], each["run"], each["seed"]) for each in json.loads(report.read_text())] == [
+        ("F0", 2, 7),
+        ("F2", 1, 7),
+    ]
+    result.stdout.fnmatch_lines(["seed 7", "F0 * 2 * 2 * 0 * Fine", "    done 2", "*on record*F0, F2"])
+    soak("--soak", "--case=F2", "--count=2", "--seed=8")
+    soak("--soak", "--case=F2", "--round=0", "--seed=9")
+    assert [each["seed"] for each in json.loads(report.read_text())] == [7, 9]
+
+
+def test_sigterm_ends_the_soak_as_an_interrupt_does(soak, pytester, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr(pytester, "runpytest", pytester.runpytest_subprocess)
+    result, report = soak("--soak", "--case=F1", "--case=F2")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert "F2 " not in result.stdout.str()
+    assert not report.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--case=nonsense"], "there is no case NONSENSE: they are F0, F1, F2"),
+        (["--case=F0", "--count=0"], "must be at least 1, got 0"),
+        (["--case=F0", "--round=2"], "must be 0 to 1, which F0 has, got 2"),
+        (["--round=1"], "needs one --case"),
+        (["--case=F0", "--round=1", "--count=2"], "and no --count"),
+    ],
+)
+def test_rounds_that_a_case_has_not_are_refused(arguments, message, soak):
+    result, _ = soak("--soak", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr.str()

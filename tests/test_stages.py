@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from picture_parts import ihdr, png
 from PIL import Image, ImageFile
-from stages import clip, picture, run
 
-from cloudvid_schema.jobs import WorkerUnfit
 from cloudvid_schema.protocol import RequestError, TextToImageRequest
+from cloudvid_serving.jobs import WorkerUnfit
 from cloudvid_stages.memory import device_faults
 from cloudvid_stages.recipe import digest_of
 from cloudvid_stages.stage import Meter
+from support.picture_parts import ihdr, png
+from support.stages import clip, picture, run
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def i2v(load):
         ),
     ],
 )
-def test_a_picture_over_a_limit_is_refused_before_the_pipeline_runs(t2i, settings, values, message):
+def test_a_picture_over_a_limit_never_reaches_the_pipeline(t2i, settings, values, message):
     loaded = t2i(**settings)
     loaded._pipeline = None  # whoever calls it fails
     request = TextToImageRequest(**{"prompt": "a", "width": 64, "height": 64, "num_inference_steps": 2, **values})
@@ -71,12 +71,11 @@ def test_a_picture_over_a_limit_is_refused_before_the_pipeline_runs(t2i, setting
         ({"max_image_pixels": 4095}, {}, 422, "image: must have at most 4095 pixels, got 64×64"),
     ],
 )
-def test_a_clip_over_a_limit_is_refused_before_the_pipeline_runs(i2v, settings, values, code, message):
+def test_a_clip_over_a_limit_never_reaches_the_pipeline(i2v, settings, values, code, message, monkeypatch):
     loaded = i2v(**settings)
-    config = loaded._pipeline.unet.config
+    monkeypatch.setattr(type(loaded._pipeline), "__call__", lambda *_, **__: pytest.fail("the pipeline ran"))
     with pytest.raises(RequestError) as raised:
         run(loaded, clip(**values), picture())
-    assert config is loaded._pipeline.unet.config
     assert raised.value.body.code == code
     assert message in raised.value.body.message
 
@@ -95,7 +94,7 @@ def short_of_memory(loaded, most):
     return asked
 
 
-def test_a_decoding_that_does_not_fit_is_done_again_in_smaller_chunks_and_the_recipe_says_so(i2v):
+def test_a_decoding_that_does_not_fit_uses_smaller_chunks(i2v):
     loaded = i2v()
     expected = run(loaded, clip(decode_chunk_size=2), picture())
     loaded = i2v()
@@ -108,7 +107,7 @@ def test_a_decoding_that_does_not_fit_is_done_again_in_smaller_chunks_and_the_re
     assert steps.count("denoise") == 1, "the denoising is not done again"
 
 
-def test_a_chunk_that_the_caller_fixed_is_not_changed_and_the_answer_is_507(i2v):
+def test_a_chunk_size_set_by_the_caller_leads_to_507(i2v):
     loaded = i2v()
     asked = short_of_memory(loaded, 2)
     with pytest.raises(RequestError) as raised:
@@ -117,7 +116,7 @@ def test_a_chunk_that_the_caller_fixed_is_not_changed_and_the_answer_is_507(i2v)
     assert asked == [5]
 
 
-def test_what_fits_in_no_chunk_is_507_and_the_next_request_is_served(i2v):
+def test_what_fits_in_no_chunk_is_507_for_one_request(i2v):
     loaded = i2v()
     decode = loaded._pipeline.vae.decode
     asked = short_of_memory(loaded, 0)
@@ -129,7 +128,7 @@ def test_what_fits_in_no_chunk_is_507_and_the_next_request_is_served(i2v):
     assert run(loaded, clip(), picture()).data
 
 
-def test_tensors_of_a_call_that_ran_out_of_memory_are_given_back_before_the_next(i2v, monkeypatch):
+def test_tensors_of_a_failed_call_are_freed_before_the_next(i2v, monkeypatch):
     loaded = i2v()
     decode, held, alive = loaded._pipeline.vae.decode, [], []
 
@@ -148,7 +147,7 @@ def test_tensors_of_a_call_that_ran_out_of_memory_are_given_back_before_the_next
     assert alive == [False, False, False]
 
 
-def test_a_device_that_cannot_go_on_is_told_apart_from_memory_by_asking_it(monkeypatch):
+def test_asking_a_device_tells_a_fault_from_full_memory(monkeypatch):
     gpu, answers = torch.device("cuda:0"), []
 
     def synchronize(device):
@@ -212,7 +211,7 @@ def test_hostile_pictures_are_refused_without_much_memory(i2v):
     tracemalloc.stop()
 
 
-def test_steps_and_frames_over_a_limit_are_refused_before_the_picture_is_decoded(i2v, monkeypatch):
+def test_steps_and_frames_are_limited_before_the_picture_is_decoded(i2v, monkeypatch):
     data = picture()
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("the picture was decoded"))
     for settings, values in (
@@ -224,7 +223,7 @@ def test_steps_and_frames_over_a_limit_are_refused_before_the_picture_is_decoded
             run(i2v(**settings), clip(**values), data)
 
 
-def test_a_failure_in_the_middle_leaves_the_decoder_in_its_precision(i2v):
+def test_a_failure_midway_leaves_the_decoder_in_its_precision(i2v):
     loaded = i2v(dtype="fp16")
     expected = run(loaded, clip(num_frames=2), picture())
     encode = loaded._pipeline.vae.encode

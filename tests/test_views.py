@@ -8,22 +8,22 @@ import sys
 
 import jsonschema
 import pytest
-from command_line import cloudvid
-from conftest import ROOT
-from fake_server import error
-from fake_torchserve import fake_torchserve
-from folders import scenes, write_scenes
-from loopback import client_of, closed_port, connection
 from rich.console import Console
 
 from cloudvid import parse_scenes, render
+from cloudvid.batch.events import StageDone
+from cloudvid.batch.media import read_recipe
 from cloudvid.cli.run import resume_command
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView
 from cloudvid.cli.waiting import said_once
-from cloudvid.errors import NotReady
-from cloudvid.events import StageDone
-from cloudvid.media_files import read_recipe
+from cloudvid.endpoints.errors import NotReady
 from cloudvid_schema.protocol import Stage
+from support import ROOT
+from support.command_line import cloudvid
+from support.fake_server import error
+from support.fake_torchserve import fake_torchserve
+from support.folders import scenes, write_scenes
+from support.loopback import client_of, closed_port, connection
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def fake():
         yield server
 
 
-def test_json_prints_events_that_follow_the_schema_and_text_for_people_on_stderr(fake, tmp_path):
+def test_json_prints_events_by_schema_and_text_on_stderr(fake, tmp_path):
     scene_file = write_scenes(tmp_path / "scenes.json", 2)
     done = cloudvid("run", scene_file, "--output-dir", "out", "--json", *connection(fake), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -75,11 +75,11 @@ def test_wait_says_what_for(tmp_path):
         with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
             first = process.stderr.readline()
             server.states[Stage.T2I] = "READY"
-    assert first == "waiting: t2i has no worker that is ready, of 1\n"
+    assert first == "waiting: t2i has 0 of 1 workers ready\n"
     assert process.returncode == 0
 
 
-def test_what_is_waited_for_is_said_when_it_changes_and_not_at_once_where_a_server_just_began(capsys):
+def test_a_wait_is_reported_when_its_reason_changes(capsys):
     now = [0.0]
     at_once, later = said_once(), said_once(10.0, lambda: now[0])
     for text in ("nothing answers", "nothing answers", "no worker"):
@@ -106,7 +106,7 @@ def test_the_command_that_resumes_holds_no_secret():
     assert resume_command(argv) == "cloudvid run 'a b.json' -q"
 
 
-def test_the_bars_of_a_terminal_move_with_the_steps_and_leave_the_lines(tmp_path, monkeypatch):
+def test_the_bars_move_with_the_steps_above_the_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")  # on one that cannot move its cursor there are no bars
     screen = io.StringIO()
     view = LiveView(Console(file=screen, force_terminal=True, width=120), on_clock=False)
@@ -169,7 +169,7 @@ def test_plan_without_a_server_says_that_there_is_no_estimate(tmp_path):
     assert "2 of 2 files to make, 4 steps; no estimate" in done.stdout
 
 
-def test_init_writes_an_example_that_validates_and_keeps_a_file_that_is_there(tmp_path):
+def test_init_writes_a_valid_example_and_overwrites_nothing(tmp_path):
     assert cloudvid("init", "mine.json", cwd=tmp_path).returncode == 0
     assert cloudvid("validate", "mine.json", cwd=tmp_path).returncode == 0
     again = cloudvid("init", "mine.json", cwd=tmp_path)
@@ -183,7 +183,7 @@ def test_schema_prints_the_schema_of_the_documents(tmp_path):
     assert json.loads(done.stdout) == json.loads((ROOT / "docs/scene-file.schema.json").read_text())
 
 
-def test_inspect_shows_the_recipe_and_a_scene_that_makes_the_same_bytes(server, tmp_path):
+def test_inspect_shows_the_recipe_and_a_repeating_scene(server, tmp_path):
     document = [
         {
             "id": "a", "scene_desc": "é \"quoted\" \\ ; # = \n line", "motion_desc": "slow",

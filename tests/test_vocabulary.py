@@ -7,14 +7,11 @@ import shutil
 
 import pytest
 import requests
-from fake_torchserve import fake_torchserve
-from folders import scenes
-from loopback import client_of
 
 from cloudvid import parse_scenes, render
-from cloudvid.answers import whole
-from cloudvid.events import StageDone
-from cloudvid.planning import make_plan
+from cloudvid.batch.events import StageDone
+from cloudvid.batch.plan import make_plan
+from cloudvid.endpoints.answers import whole
 from cloudvid_schema.protocol import (
     DIGEST_HEADER,
     MODEL_HEADER,
@@ -25,6 +22,9 @@ from cloudvid_schema.protocol import (
     TextToImageRequest,
 )
 from cloudvid_schema.vocabulary import unknown_words, vocabulary_warnings, words
+from support.fake_torchserve import fake_torchserve
+from support.folders import scenes
+from support.loopback import client_of
 
 KNOWN = {"a", "red", "boat", "hot", "air", "balloon"}
 
@@ -59,7 +59,7 @@ def test_unknown_words_are_named_once_and_in_order():
     assert unknown_words("A red boat!", KNOWN) == []
 
 
-def test_each_prompt_has_its_own_warning_and_a_long_one_is_cut():
+def test_each_prompt_has_its_warning_and_long_ones_are_cut():
     others = [f"w{number:014}" for number in range(50)]
     request = TextToImageRequest(prompt="a red tram", negative_prompt=" ".join(others))
     assert list(vocabulary_warnings(request, KNOWN)) == [
@@ -79,8 +79,8 @@ def toy(tmp_path, tiny_models):
     return folder
 
 
-def test_a_stage_says_what_its_model_knows_and_warns_of_the_rest(toy, tiny_models):
-    import stages
+def test_a_stage_warns_of_words_its_model_does_not_know(toy, tiny_models):
+    from support import stages
 
     loaded = stages.load(toy, "t2i")
     assert loaded.describe().vocabulary == sorted(KNOWN)
@@ -91,11 +91,10 @@ def test_a_stage_says_what_its_model_knows_and_warns_of_the_rest(toy, tiny_model
     assert stages.run(without, stages.prompt(prompt="a red tram")).warnings == ()
 
 
-def test_a_changed_vocabulary_is_another_model_and_refused_where_it_is_listed(toy):
-    import stages
-
+def test_a_changed_vocabulary_is_another_model_and_refused_if_listed(toy):
     from cloudvid_stages.settings import SettingsError
     from cloudvid_stages.weights import fingerprint
+    from support import stages
 
     before = fingerprint(toy)
     (toy / "vocabulary.txt").write_text("tram\n")

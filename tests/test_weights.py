@@ -5,18 +5,18 @@ import shutil
 
 import pytest
 import yaml
-from conftest import ROOT
 
 from cloudvid_schema.protocol import Stage
 from cloudvid_stages.settings import ImageToVideoSettings, SettingsError, TextToImageSettings, read_settings
 from cloudvid_stages.weights import find, fingerprint
+from support import ROOT
 
 
 def settings(environment=None, **section):
     return read_settings(TextToImageSettings, Stage.T2I, {"model": "a/b", **section}, environment or {})
 
 
-def test_the_environment_overrides_the_yaml_and_drops_the_mirrors_of_its_model():
+def test_the_environment_overrides_the_yaml_and_drops_its_mirrors():
     found = settings({"CLOUDVID_T2I_MODEL": "/m"}, mirrors=["c/d"])
     assert (found.model, found.mirrors) == ("/m", ())
 
@@ -51,7 +51,7 @@ def test_each_stage_takes_its_own_settings_alone():
         read_settings(ImageToVideoSettings, Stage.I2V, {"model": "a/b", "max_prompt": 9}, {})
 
 
-def test_a_model_that_is_not_there_names_the_command_that_fetches_it(tmp_path, monkeypatch):
+def test_a_missing_model_names_the_fetching_command(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(SettingsError, match="a/b is not in the Hub cache; `make weights` fetches it"):
         find(settings())
@@ -86,11 +86,36 @@ def test_a_checkpoint_of_another_class_is_refused_by_name(tmp_path):
         find(settings(model=str(tmp_path))).check(Stage.T2I)
 
 
-def test_a_checkpoint_without_weights_names_the_part_that_is_missing(tmp_path, tiny_models):
-    copy = tmp_path / "copy"
-    shutil.copytree(tiny_models["t2i"], copy)
-    next((copy / "vae").glob("*.safetensors")).unlink()
-    with pytest.raises(SettingsError, match="has no safetensors weights in vae/"):
+@pytest.mark.parametrize(
+    ("stage", "part"),
+    [
+        ("t2i", "unet"),
+        ("t2i", "vae"),
+        ("t2i", "text_encoder"),
+        ("i2v", "unet"),
+        ("i2v", "vae"),
+        ("i2v", "image_encoder"),
+    ],
+)
+def test_a_checkpoint_without_weights_names_the_missing_part(tmp_path, tiny_models, stage, part):
+    copy = shutil.copytree(tiny_models[stage], tmp_path / "copy")
+    checkpoint = find(settings(model=str(copy)))
+    checkpoint.check(Stage(stage))
+    for file in (copy / part).glob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+    with pytest.raises(SettingsError, match=f"has no safetensors weights in {part}/; `make weights` fetches them"):
+        checkpoint.check(Stage(stage))
+
+
+def test_a_safety_checker_needs_weights_only_where_there_is_one(tmp_path, tiny_models):
+    copy = shutil.copytree(tiny_models["t2i"], tmp_path / "copy")
+    index = copy / "model_index.json"
+    content = json.loads(index.read_text())
+    assert content["safety_checker"] == [None, None]
+    find(settings(model=str(copy))).check(Stage.T2I)
+    content["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index.write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match="has no safetensors weights in safety_checker/"):
         find(settings(model=str(copy))).check(Stage.T2I)
 
 
@@ -102,7 +127,7 @@ def test_the_fp16_variant_is_seen(tmp_path, tiny_models):
 
 
 @pytest.mark.parametrize(("stage", "kind"), [(Stage.T2I, TextToImageSettings), (Stage.I2V, ImageToVideoSettings)])
-def test_the_yaml_of_an_archive_shows_every_setting_with_its_default(stage, kind):
+def test_an_archives_yaml_shows_every_setting_with_its_default(stage, kind):
     section = yaml.safe_load((ROOT / f"handlers/{stage}.yaml").read_text())["handler"]
     assert set(section) == set(kind.model_fields)
     shown = read_settings(kind, stage, section, {})

@@ -2,16 +2,31 @@
 
 from cloudvid import Client
 
-client = Client("http://127.0.0.1:8080")
-picture = client.text_to_image("a lighthouse at dawn", width=768, height=512)
-picture.save("lighthouse.png")
-client.image_to_video(picture.data, fps=6).save("lighthouse.mp4")
+with Client("http://127.0.0.1:8080") as client:
+    picture = client.text_to_image("a lighthouse at dawn", width=384, height=256)
+    picture.save("lighthouse.png")
+    client.image_to_video(picture.data, fps=6).save("lighthouse.mp4")
 """
 
-from cloudvid.answers import Generated
-from cloudvid.batch import render
+from cloudvid.batch.engine import render
+from cloudvid.batch.events import (
+    BatchEvent,
+    BatchFinished,
+    BatchStarted,
+    ModelsKnown,
+    SceneDone,
+    SceneFailed,
+    SceneSkipped,
+    StageDone,
+    StageProgress,
+    StageRetried,
+    StageStarted,
+)
+from cloudvid.batch.options import RenderOptions
+from cloudvid.batch.scenes import Scene, parse_scenes, read_scenes
 from cloudvid.client import Client
-from cloudvid.errors import (
+from cloudvid.endpoints.answers import Generated
+from cloudvid.endpoints.errors import (
     BrokenAnswer,
     Busy,
     CloudVidError,
@@ -24,6 +39,7 @@ from cloudvid.errors import (
     NotScaled,
     OutOfMemory,
     OutputError,
+    PictureChanged,
     Rejected,
     ServerUnavailable,
     StageError,
@@ -36,14 +52,14 @@ from cloudvid.errors import (
     UnusableFolder,
     WorkerDied,
 )
-from cloudvid.management import Readiness
-from cloudvid.render_options import RenderOptions
-from cloudvid.scenes import Scene, parse_scenes, read_scenes
-from cloudvid.stage_status import StageStatus, Worker
+from cloudvid.server.state import StageStatus, Worker
 from cloudvid_schema import __version__
 from cloudvid_schema.protocol import Progress, Stage, Started
 
 __all__ = [
+    "BatchEvent",
+    "BatchFinished",
+    "BatchStarted",
     "BrokenAnswer",
     "Busy",
     "Client",
@@ -53,20 +69,28 @@ __all__ = [
     "InvalidInput",
     "InvalidRequest",
     "InvalidSceneFile",
+    "ModelsKnown",
     "NoRoom",
     "NotReady",
     "NotScaled",
     "OutOfMemory",
     "OutputError",
+    "PictureChanged",
     "Progress",
-    "Readiness",
     "Rejected",
     "RenderOptions",
     "Scene",
+    "SceneDone",
+    "SceneFailed",
+    "SceneSkipped",
     "ServerUnavailable",
     "Stage",
+    "StageDone",
     "StageError",
     "StageFailed",
+    "StageProgress",
+    "StageRetried",
+    "StageStarted",
     "StageStatus",
     "Stalled",
     "Started",

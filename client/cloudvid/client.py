@@ -4,14 +4,15 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import requests
 from pydantic import ValidationError
 
-from cloudvid import errors
-from cloudvid.answers import Generated, OnEvent, error_body, failure, streamed, whole
-from cloudvid.connection import (
+from cloudvid.endpoints import errors
+from cloudvid.endpoints.answers import Generated, OnEvent, error_body, failure, streamed, whole
+from cloudvid.endpoints.connection import (
+    CONNECT_SECONDS,
     DEFAULT_SERVER,
     Connection,
     address,
@@ -21,10 +22,11 @@ from cloudvid.connection import (
     reason,
     timed_out,
 )
-from cloudvid.credentials import Credentials
-from cloudvid.local_server import RUN_KEY_FILE, local_address
-from cloudvid.management import CONNECT_SECONDS
-from cloudvid.operations import Operations
+from cloudvid.endpoints.credentials import Credentials
+from cloudvid.server.local import RUN_KEY_FILE, local_address
+from cloudvid.server.scale import scale
+from cloudvid.server.server import Server
+from cloudvid.server.state import StageStatus
 from cloudvid_schema.faults import Fault, faults_of
 from cloudvid_schema.protocol import (
     JSON,
@@ -38,21 +40,24 @@ from cloudvid_schema.protocol import (
 )
 
 
-class Client(Operations):
-    """Talks to the two endpoints, and to their server about itself.
+class Client:
+    """Talks to the two endpoints and to the server behind them. It may be used as a context manager.
 
     Args:
         server: address of the model server; default: the one that `make start` runs from this folder, else port 8080.
-        t2i_url: address of the text-to-image endpoint's server, where it is another one.
-        i2v_url: likewise for image to video.
-        management: address of the management API; default: the port above the server's.
+        t2i_url: address of the text-to-image endpoint's server, if it is another one.
+        i2v_url: address of the image-to-video endpoint's server, if it is another one.
+        management: address of the management API; default: one port above the server's.
         token: fixed token for the endpoints.
-        key_file: TorchServe's `key_file.json`; default: `.run/key_file.json`, for a server on this machine.
-        ca: file of the certificates that vouch for a server's own, where the public ones do not.
-        timeout: seconds without a sign of life after which a request has failed.
-        session: the HTTP session to use; default: one that ignores proxies, netrc and redirects.
-        sleep: how to wait.
+        key_file: TorchServe's `key_file.json`; default: `.run/key_file.json`, if the server is on this machine.
+        ca: CA bundle used to verify the server's certificate (default: the system's).
+        timeout: seconds without any data after which a request has failed.
+        session: HTTP session; default: one that ignores proxies, netrc and redirects.
+        sleep: waits.
         clock: monotonic seconds.
+
+    Attributes:
+        server: the state of the server: looking at it, waiting for it.
     """
 
     def __init__(
@@ -72,59 +77,111 @@ class Client(Operations):
     ) -> None:
         server = server or local_address() or DEFAULT_SERVER
         urls = {Stage.T2I: address(t2i_url or server), Stage.I2V: address(i2v_url or server)}
-        asked = {stage: address(management) if management else next_port(url) for stage, url in urls.items()}
-        if key_file is None and token is None and is_local(*urls.values(), *asked.values()):
+        managed = {stage: address(management) if management else next_port(url) for stage, url in urls.items()}
+        if key_file is None and token is None and is_local(*urls.values(), *managed.values()):
             with contextlib.suppress(PermissionError):  # another user's .run
                 key_file = RUN_KEY_FILE if RUN_KEY_FILE.is_file() else None
         if token is not None and not (token.isascii() and token.isprintable()):
-            raise errors.Unauthorized("the token has characters that no HTTP header can carry")
-        # A token for the endpoints goes to the management API only where its address was given, not guessed.
+            raise errors.Unauthorized("the token contains characters that are not allowed in an HTTP header")
+        # A token for the endpoints is sent to a management API only if its address was given explicitly.
         credentials = Credentials(token, Path(key_file) if key_file else None, bool(management))
-        super().__init__(Connection(session or plain_session(ca), credentials), urls, asked, sleep=sleep, clock=clock)
+        self._connection = Connection(session or plain_session(ca), credentials)
+        self.server = Server(self._connection, urls, managed, sleep=sleep, clock=clock)
         self.timeout = timeout
-        """Seconds without a sign of life after which a request has failed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._connection.close()
 
     def text_to_image(
-        self, prompt: str, *, metadata: dict[str, Any] | None = None, on_event: OnEvent | None = None, **parameters: Any
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        seed: int | None = None,
+        metadata: dict[str, Any] | None = None,
+        embed_recipe: bool | None = None,
+        on_event: OnEvent | None = None,
     ) -> Generated:
-        """A PNG picture of a prompt.
+        """A PNG picture of a prompt. Parameters that are not given have the defaults of `TextToImageParameters`.
 
         Args:
             prompt: what the picture shows.
+            negative_prompt: what it should not show.
+            num_inference_steps: denoising steps.
+            guidance_scale: how closely the picture follows the prompt.
+            width: pixels.
+            height: pixels.
+            seed: makes the result repeatable; default: drawn by the server.
             metadata: stored in the file.
-            on_event: told of each step; without it the answer comes in one piece.
-            **parameters: of `TextToImageParameters`, e.g. `width=768, seed=7`.
+            embed_recipe: whether the file carries its recipe and the metadata.
+            on_event: called with every step; without it the answer comes in one piece.
 
         Raises:
             InvalidRequest: a parameter breaks its rule; nothing was sent.
             ServerUnavailable: the server cannot be reached or refuses the token.
             StageError: the request failed.
         """
-        request = _validated(TextToImageRequest, {"prompt": prompt, "metadata": metadata, **parameters})
-        return self.send(request, on_event=on_event)
+        given = {name: value for name, value in locals().items() if name not in ("self", "on_event")}
+        return self.send(_validated(TextToImageRequest, given), on_event=on_event)
 
     def image_to_video(
         self,
         image: bytes | str | Path,
         *,
+        width: int | None = None,
+        height: int | None = None,
+        fit: Literal["crop", "pad", "stretch"] | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        fps: int | None = None,
+        motion_bucket_id: int | None = None,
+        noise_aug_strength: float | None = None,
+        decode_chunk_size: int | None = None,
+        min_guidance_scale: float | None = None,
+        max_guidance_scale: float | None = None,
+        seed: int | None = None,
         metadata: dict[str, Any] | None = None,
+        embed_recipe: bool | None = None,
         on_event: OnEvent | None = None,
-        **parameters: Any,
     ) -> Generated:
-        """An MP4 clip that begins with a picture.
+        """An MP4 clip that begins with a picture. The defaults are those of `ImageToVideoParameters`.
 
         Args:
             image: a PNG, JPEG or WebP file, as bytes or a path.
+            width: pixels; default: the picture's.
+            height: pixels; default: the picture's.
+            fit: how a picture of another size fills the clip.
+            num_frames: length of the clip.
+            num_inference_steps: denoising steps.
+            fps: frames per second.
+            motion_bucket_id: how much moves.
+            noise_aug_strength: noise added to the picture.
+            decode_chunk_size: frames decoded at once.
+            min_guidance_scale: guidance of the first frame.
+            max_guidance_scale: guidance of the last frame.
+            seed: makes the result repeatable; default: drawn by the server.
             metadata: stored in the file.
-            on_event: told of each step; without it the answer comes in one piece.
-            **parameters: of `ImageToVideoParameters`, e.g. `fps=6, num_frames=25`.
+            embed_recipe: whether the file carries its recipe and the metadata.
+            on_event: called with every step; without it the answer comes in one piece.
 
         Raises:
             InvalidRequest: a parameter breaks its rule; nothing was sent.
             ServerUnavailable: the server cannot be reached or refuses the token.
             StageError: the request failed.
         """
-        request = _validated(ImageToVideoRequest, {"metadata": metadata, **parameters})
+        given = {name: value for name, value in locals().items() if name not in ("self", "image", "on_event")}
+        request = _validated(ImageToVideoRequest, given)
         picture = image if isinstance(image, bytes) else _read(Path(image))
         if not 0 < len(picture) <= MAX_IMAGE_BYTES:
             rule = f"must have 1 to {MAX_IMAGE_BYTES} bytes; this has {len(picture)}"
@@ -132,7 +189,7 @@ class Client(Operations):
         return self.send(request, picture, on_event=on_event)
 
     def send(self, request: Request, picture: bytes | None = None, *, on_event: OnEvent | None = None) -> Generated:
-        """Send a validated request; its class says which stage it is for.
+        """Send a validated request; its class decides the stage.
 
         Raises:
             ServerUnavailable: the server cannot be reached or refuses the token.
@@ -146,18 +203,48 @@ class Client(Operations):
             body["headers"]["Content-Type"] = JSON
         else:
             body["files"] = {"image": ("image", picture), "parameters": ("parameters", parameters.encode(), JSON)}
-        url = f"{self._urls[stage]}/predictions/{stage}"
-        with self._connection.call(
-            "POST", url, "inference", stream=True, timeout=(CONNECT_SECONDS, self.timeout), **body
-        ) as response:
-            try:
+        url, timeout = f"{self.server.urls[stage]}/predictions/{stage}", (CONNECT_SECONDS, self.timeout)
+        try:
+            with self._connection.call("POST", url, "inference", stream=True, timeout=timeout, **body) as response:
                 if response.status_code != 200:
                     raise failure(stage, error_body(response.status_code, response.content))
                 return streamed(stage, response, on_event) if on_event else whole(stage, response)
-            except requests.RequestException as error:
-                if timed_out(error):
-                    raise errors.Stalled(f"{stage}: no sign of life for {self.timeout:g} s") from None
+        except (errors.Unreachable, requests.RequestException) as error:
+            cause = error.__cause__ if isinstance(error, errors.Unreachable) else error
+            if timed_out(cause):
+                raise errors.Stalled(f"{stage}: no data for {self.timeout:g} s") from None
+            if isinstance(error, requests.RequestException):
                 raise errors.BrokenAnswer(f"{stage}: the answer broke off: {reason(error)}") from None
+            raise
+
+    def status(self, stage: Stage, patience: float = 1.0) -> StageStatus:
+        """The state of a stage, with a worker's description of itself; see `Server.status`."""
+        return self.server.status(stage, patience)
+
+    def check_ready(self, *stages: Stage) -> None:
+        """Return if every stage has a ready worker; see `Server.check_ready`."""
+        self.server.check_ready(*stages)
+
+    def wait_until_ready(
+        self,
+        *stages: Stage,
+        timeout: float = 600.0,
+        on_wait: Callable[[errors.ServerUnavailable], None] = lambda error: None,
+    ) -> None:
+        """Wait until every stage has a ready worker; see `Server.wait_until_ready`."""
+        self.server.wait_until_ready(*stages, timeout=timeout, on_wait=on_wait)
+
+    def scale(
+        self,
+        stage: Stage,
+        workers: int,
+        *,
+        max_workers: int | None = None,
+        timeout: float = 600.0,
+        on_status: Callable[[StageStatus], None] = lambda seen: None,
+    ) -> StageStatus:
+        """Give a stage so many workers and wait until all of them are ready; see `cloudvid.server.scale.scale`."""
+        return scale(self.server, stage, workers, max_workers=max_workers, timeout=timeout, on_status=on_status)
 
 
 def _read(path: Path) -> bytes:
@@ -168,8 +255,8 @@ def _read(path: Path) -> bytes:
         raise errors.InvalidRequest([Fault("image", rule, has_value=False)]) from None
 
 
-def _validated(model: type[Any], values: Mapping[str, Any]) -> Any:
+def _validated(model: type[Any], given: Mapping[str, Any]) -> Any:
     try:
-        return model.model_validate(values)
+        return model.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise errors.InvalidRequest(faults_of(error, model)) from None

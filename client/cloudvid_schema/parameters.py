@@ -60,7 +60,7 @@ Seed = Annotated[
 
 
 def not_blank(text: str) -> str:
-    """Refuse a text of white space alone.
+    """Refuse a text that is only white space.
 
     Raises:
         PydanticCustomError: nothing but white space.
@@ -115,7 +115,7 @@ class ImageToVideoParameters(_Parameters):
         le=MAX_SIDE,
         multiple_of=I2V_MULTIPLE,
         description="Width of the clip. Default: the picture's own, rounded down to a multiple of 64; "
-        "with `height` alone, what keeps the picture's aspect.",
+        "if only `height` is given, what keeps the picture's aspect.",
         json_schema_extra=_unit("pixels"),
     )
     height: int | None = Field(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cloudvid_stages.tiny import byte_characters
 from demo.captions import unconditional, vocabulary
+from demo.tiny import byte_characters
 from demo.training.loop import Batches, channels_last
 
 WORDINGS = 8

@@ -5,13 +5,12 @@ other programs, which may add files; what is not listed there has to be what its
 """
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from cloudvid_schema.files import sha256, write_file
 from cloudvid_stages.settings import SettingsError
 
 VOCABULARY = "vocabulary.txt"
@@ -47,11 +46,8 @@ def write_list(folder: Path, names: Iterable[str] | None = None) -> None:
         if _keeps_promise(folder / name, digest) is False:
             raise SettingsError(f"{name} was damaged on its way from the Hub; {_fetch_again(folder / name)}")
         listed[name] = digest
-    handle, half = tempfile.mkstemp(dir=folder, prefix=f".{_LIST}.")
-    with os.fdopen(handle, "w") as stream:
-        stream.writelines(f"{digest}  {name}\n" for name, digest in sorted(listed.items()))
-        os.fchmod(handle, 0o644)  # whoever may read the weights
-    Path(half).replace(folder / _LIST)
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(listed.items()))
+    write_file(folder / _LIST, text.encode())
 
 
 def check_list(folder: Path, identity: str) -> None:
@@ -65,7 +61,7 @@ def check_list(folder: Path, identity: str) -> None:
     if missing := [name for name in listed if not (folder / name).is_file()]:
         raise SettingsError(f"{identity}: {missing[0]} is in {_LIST}, and is not there; {_fetch_again(None)}")
     names = sorted({*listed, *(path.relative_to(folder).as_posix() for path in files_of(folder))})
-    meant = f"; if you mean it, delete {_LIST}, and `make weights` writes it anew"
+    meant = f"; if you mean it, delete {_LIST}, and `make weights` writes it again"
     for name, digest in zip(names, _digests(folder / name for name in names), strict=True):
         if name not in listed:
             if not _keeps_promise(folder / name, digest):
@@ -112,9 +108,3 @@ def _read_list(folder: Path) -> dict[str, str] | None:
 def _digests(files: Iterable[Path]) -> list[str]:
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(sha256, files))
-
-
-def sha256(file: Path) -> str:
-    """A file's, as hex digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cloudvid_schema.bodies import too_large
 from cloudvid_schema.faults import Fault
-from cloudvid_schema.jobs import Job, Output
 from cloudvid_schema.protocol import MP4, Description, ImageToVideoRequest, RequestError, Stage
 from cloudvid_schema.sizes import clip_size
+from cloudvid_serving.bodies import too_large
+from cloudvid_serving.jobs import Job, Output
 from cloudvid_stages import media
 from cloudvid_stages.limits import check_limits
 from cloudvid_stages.memory import frames_that_fit, free_memory

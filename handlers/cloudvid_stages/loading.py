@@ -12,11 +12,12 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from cloudvid_schema.files import sha256
 from cloudvid_schema.protocol import Stage
 from cloudvid_schema.vocabulary import words
 from cloudvid_stages import memory, speed
 from cloudvid_stages.deep_cache import DeepCache
-from cloudvid_stages.digests import VOCABULARY, check_list, sha256
+from cloudvid_stages.digests import VOCABULARY, check_list
 from cloudvid_stages.settings import SettingsError, StageSettings, TextToImageSettings
 from cloudvid_stages.weights import PIPELINES, find, find_lora
 
@@ -41,7 +42,7 @@ class LoadedPipeline:
 
 
 def load_pipeline(stage: Stage, settings: StageSettings, device: str) -> LoadedPipeline:
-    """Load a diffusers pipeline from safetensors alone, without touching the network.
+    """Load a diffusers pipeline from safetensors only, without touching the network.
 
     Raises:
         SettingsError: the model is not on this machine or is of another class, or a setting cannot be had with it.

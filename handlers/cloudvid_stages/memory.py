@@ -12,8 +12,8 @@ import psutil
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, DiffusionPipeline
 
-from cloudvid_schema.jobs import WorkerUnfit
 from cloudvid_schema.protocol import RequestError
+from cloudvid_serving.jobs import WorkerUnfit
 from cloudvid_stages.settings import SettingsError, StageSettings
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def install_offload(pipeline: DiffusionPipeline, offload: str, device: torch.dev
         pipeline.enable_sequential_cpu_offload(device=device)
     else:
         if isinstance(pipeline.vae, AutoencoderKLTemporalDecoder):
-            # diffusers names no blocks of this class: it would hook the `forward` alone, which nobody calls.
+            # diffusers names no blocks of this class: it would hook only `forward`, which is never called.
             pipeline.vae._group_offload_block_modules = ["encoder", "decoder", "quant_conv"]
         pipeline.enable_group_offload(onload_device=device, offload_type="block_level", num_blocks_per_group=1)
     exempt = () if offload == "group" else pipeline._exclude_from_cpu_offload  # these go to the device as they are

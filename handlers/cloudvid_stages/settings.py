@@ -86,7 +86,7 @@ class StageSettings(BaseModel):
         return {name: limit for name, limit in named.items() if limit is not None}
 
     def in_force(self) -> dict[str, Any]:
-        """Every setting but the limits and what says where the model is: a path of the server is nobody's business."""
+        """Every setting but the limits and what says where the model is: a path of the server is private."""
         kept = self.model_dump(mode="json", exclude={"model", "mirrors", "revision", "lora", "compile_cache"})
         return {name: value for name, value in kept.items() if not name.startswith("max_")}
 
@@ -106,7 +106,7 @@ class StageSettings(BaseModel):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         refused = [
-            (self.fuse_qkv and self.attention != "sdpa", "fuse_qkv works with attention: sdpa alone"),
+            (self.fuse_qkv and self.attention != "sdpa", "fuse_qkv works only with attention: sdpa"),
             (
                 self.compile != "off" and self.offload in ("sequential", "group"),
                 f"compile does not go with offload: {self.offload}, which moves weights in the middle of a graph",
@@ -121,7 +121,7 @@ class StageSettings(BaseModel):
             ),
             (
                 self.channels_last and self.offload in ("sequential", "group"),
-                f"channels_last does not go with offload: {self.offload}, which lays the weights out anew",
+                f"channels_last does not go with offload: {self.offload}, which lays out the weights again",
             ),
             (
                 self.deep_cache > 1 and self.offload == "group",
@@ -146,7 +146,7 @@ class TextToImageSettings(StageSettings):
     """Settings of the text-to-image stage."""
 
     vae_slicing: Annotated[bool, _pixels("last bits")] = True
-    """Pictures of a batch are decoded one after the other; one alone is not touched by it."""
+    """Pictures of a batch are decoded one after the other; a single picture is not affected."""
     vae_tiling: Annotated[bool, _pixels("visible")] = False
     """Large pictures are decoded in overlapping tiles: less memory, seams that may show."""
     scheduler: Annotated[str | None, _pixels("visible")] = None

@@ -13,9 +13,9 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from cloudvid_schema.faults import faults_of
-from cloudvid_schema.jobs import Job, OnStep, Output, Phase, WorkerUnfit
 from cloudvid_schema.parameters import MAX_SEED
 from cloudvid_schema.protocol import Description, RequestError, Stage
+from cloudvid_serving.jobs import Job, OnStep, Output, Phase, WorkerUnfit
 from cloudvid_stages.gpu import gpu_gauges
 from cloudvid_stages.loading import LoadedPipeline, load_pipeline
 from cloudvid_stages.memory import device_faults, device_name, peak_bytes
@@ -191,7 +191,7 @@ class PipelineStage(ABC, Generic[SettingsKind]):
         """Make the files of some accepted requests of the same kind in one call of the pipeline."""
 
     def _no_gradients(self) -> AbstractContextManager[None]:
-        """Offloaded weights are made anew in each call and outlive it: no tensor of inference mode may."""
+        """Offloaded weights are created again in each call and outlive it: no tensor of inference mode may."""
         return torch.inference_mode() if self._settings.offload == "none" else torch.no_grad()
 
     @contextmanager
@@ -207,7 +207,7 @@ class PipelineStage(ABC, Generic[SettingsKind]):
                 self._pipeline.maybe_free_model_hooks()
 
     def _forget_features(self) -> None:
-        """What DeepCache keeps is of one denoising alone."""
+        """What DeepCache keeps belongs to a single denoising."""
         if self._loaded.deep_cache:
             self._loaded.deep_cache.reset()
 

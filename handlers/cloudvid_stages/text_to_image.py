@@ -4,9 +4,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cloudvid_schema.jobs import Job, Output
 from cloudvid_schema.protocol import PNG, Description, RequestError, Stage, TextToImageRequest
 from cloudvid_schema.vocabulary import vocabulary_warnings
+from cloudvid_serving.jobs import Job, Output
 from cloudvid_stages import media
 from cloudvid_stages.limits import check_limits
 from cloudvid_stages.recipe import NOT_PARAMETERS, make_recipe
@@ -27,7 +27,7 @@ class _Accepted:
 
 class TextToImage(PipelineStage[TextToImageSettings]):
     """A loaded text-to-image model. Requests of the same size, steps and guidance run together, each with a generator
-    of its own; together or alone differ in the last bits, so a batch of one is the repeatable mode.
+    of its own; a batch differs in the last bits from single requests, so a batch of one is the repeatable mode.
     """
 
     stage: ClassVar[Stage] = Stage.T2I
@@ -72,7 +72,7 @@ class TextToImage(PipelineStage[TextToImageSettings]):
         flagged = made.nsfw_content_detected or [False] * len(group)
         for accepted, image, is_flagged in zip(group, made.images, flagged, strict=True):
             if is_flagged:
-                # The checkpoint's own safety checker blackens it: nobody should find that in the morning.
+                # The checkpoint's own safety checker blackens it: that is an error, not a result.
                 refusal = "the model's safety checker refuses to show this picture"
                 outcomes.append(RequestError(422, "SafetyChecker", refusal))
                 continue

@@ -8,8 +8,8 @@ import sys
 
 import typer
 
-from cloudvid import errors
 from cloudvid.cli import doctor, inspect, run, scenes, server, single
+from cloudvid.endpoints import errors
 
 app = typer.Typer(
     name="cloudvid",

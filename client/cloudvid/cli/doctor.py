@@ -6,17 +6,17 @@ from pathlib import Path
 
 import typer
 
-from cloudvid.answers import plain
 from cloudvid.cli.options import Json, OutputDir, takes_client
 from cloudvid.client import Client
-from cloudvid.doctor import Finding, Place, examine
+from cloudvid.endpoints.answers import plain
+from cloudvid.server.doctor import Finding, Place, examine_place
 
 
 @takes_client
 def doctor(client: Client, output_dir: OutputDir = Path("output"), json: Json = False) -> None:
-    """Look for what is wrong with this machine and the server; each finding comes with its remedy."""
+    """Find out what is wrong with this machine and the server, and how to fix it."""
     findings = []
-    for finding in examine(Place(client, output_dir)):
+    for finding in examine_place(Place(client.server, output_dir)):
         findings.append(finding)
         if not json:
             print(_text(finding), flush=True)
@@ -30,7 +30,7 @@ def doctor(client: Client, output_dir: OutputDir = Path("output"), json: Json = 
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """0 without a problem, 3 where the server takes no requests, 1 for any other problem."""
+    """0 without problems, 3 if the server takes no requests, 1 for other problems."""
     problems = [finding for finding in findings if finding.level == "problem"]
     return 3 if any(finding.unavailable for finding in problems) else 1 if problems else 0
 

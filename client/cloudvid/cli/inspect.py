@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cloudvid.errors import OutputError
-from cloudvid.media_files import read_recipe
-from cloudvid.scenes import ID_PATTERN
+from cloudvid.batch.media import read_recipe
+from cloudvid.batch.scenes import ID_PATTERN
+from cloudvid.endpoints.errors import OutputError
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageOptions
 
 

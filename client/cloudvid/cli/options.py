@@ -10,7 +10,7 @@ import typer
 from pydantic import BaseModel
 
 from cloudvid.client import Client
-from cloudvid.connection import DEFAULT_SERVER
+from cloudvid.endpoints.connection import DEFAULT_SERVER
 
 Command = Callable[..., None]
 SceneFile = Annotated[Path | None, typer.Argument(metavar="SCENES", help="JSON file of scenes.", show_default=False)]
@@ -89,8 +89,10 @@ _SERVER_OPTIONS: dict[str, tuple[Any, Any]] = {
 
 def takes_client(command: Command) -> Command:
     """Replace a command's parameter `client` with the options that say where the server is."""
-    added = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-             for name, (kind, default) in _SERVER_OPTIONS.items()}  # fmt: skip
+    added = {
+        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in _SERVER_OPTIONS.items()
+    }
 
     def run(**values: Any) -> None:
         connection = {name: values.pop(name) for name in _SERVER_OPTIONS}

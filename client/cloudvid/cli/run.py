@@ -2,34 +2,31 @@
 
 import contextlib
 import shlex
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from cloudvid.batch import render
+from cloudvid.batch.engine import render
+from cloudvid.batch.events import BatchEvent, BatchFinished, ModelsKnown
+from cloudvid.batch.options import RenderOptions
+from cloudvid.batch.scenes import read_scenes
 from cloudvid.cli.options import OutputDir, SceneFile, takes_client
-from cloudvid.cli.tally import Tally
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView, View
 from cloudvid.cli.waiting import said_once
 from cloudvid.client import Client
-from cloudvid.errors import CloudVidError, UnusableFolder
-from cloudvid.events import BatchFinished
-from cloudvid.render_options import RenderOptions
-from cloudvid.scenes import Scene, read_scenes
+from cloudvid.endpoints.errors import CloudVidError, UnusableFolder
+from cloudvid_schema.processes import interrupts
 from cloudvid_schema.protocol import Stage
 
 _MANY = 64
-_AGAIN_SECONDS = 0.5
 _BUSY_SECONDS = 3.0
-_BUSY = "waiting: the server's workers are busy, perhaps with requests of before; which models they have, they say then"
-_SILENT_SECONDS = 10.0  # in which a server that was started with the run, as `make run` does, is mostly ready
+_BUSY = "waiting: all workers are busy; their models will be reported once one is free"
+_SILENT_SECONDS = 10.0  # a server that was started with the run, as by `make run`, is usually ready in this time
 
 
 @takes_client
@@ -62,13 +59,13 @@ def run(
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="Whether the files carry their recipe.")
     ] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the paths of the files alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of the files.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print events as JSON lines; see docs/events.schema.json.")
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json_file", hidden=True)] = None,
 ) -> None:
-    """Make the picture and the clip of every scene in a file; go on where an earlier run stopped."""
+    """Make the picture and the clip of every scene in a file, continuing where an earlier run stopped."""
     path = scenes or json_file
     if path is None or (scenes and json_file):
         raise typer.BadParameter("name one file of scenes", param_hint="SCENES")
@@ -92,7 +89,7 @@ def run(
     late = threading.Timer(_BUSY_SECONDS, print, (_BUSY,), {"file": sys.stderr, "flush": True})
     if not quiet:
         late.start()
-    code = _render(batch, client, output_dir, options, _view(quiet, json), on_begin=late.cancel)
+    code = _render(render(batch, client, output_dir, options), _view(quiet, json), on_models=late.cancel)
     if code:
         raise typer.Exit(code)
 
@@ -106,53 +103,41 @@ def _view(quiet: bool, json: bool) -> View:
     return LiveView(console) if console.is_terminal else PlainView(sys.stdout)
 
 
-def _render(
-    scenes: list[Scene],
-    client: Client,
-    output_dir: Path,
-    options: RenderOptions,
-    view: View,
-    *,
-    on_begin: Callable[[], None],
-) -> int:
-    finished: BatchFinished | None = None
-    tally = Tally()
-    events = render(scenes, client, output_dir, options)
+def _render(events: Generator[BatchEvent, None, None], view: View, on_models: Callable[[], None]) -> int:
+    """Show a batch's events; the exit code."""
+    again = f"\n  {resume_command(sys.argv)}"
+    finished: BatchEvent | None = None
     try:
-        with _signals_as_interrupt():
-            for event in events:
-                on_begin()
-                tally.take(event)
-                view.show(event)
-                if isinstance(event, BatchFinished):
-                    finished = event
+        with interrupts():
+            for finished in events:
+                if isinstance(finished, ModelsKnown):
+                    on_models()
+                view.show(finished)
     except KeyboardInterrupt:
-        events.close()
-        view.show(tally.finished("interrupted"))
+        # If the interrupt came while an event was shown, the batch does not know of it yet.
+        with contextlib.suppress(KeyboardInterrupt, StopIteration):
+            finished = events.throw(KeyboardInterrupt())
+            view.show(finished)
         view.close()
-        print(f"interrupted; to go on:\n  {resume_command(sys.argv)}", file=sys.stderr)
+        print(f"interrupted; continue with{again}", file=sys.stderr)
         return 130
     except UnusableFolder:
         raise
     except CloudVidError:
         view.close()
-        print(f"to go on:\n  {resume_command(sys.argv)}", file=sys.stderr)
+        print(f"continue with{again}", file=sys.stderr)
         raise
     finally:
-        on_begin()
+        on_models()
         view.close()
-    if finished is None or finished.failed:
-        view.close()
-        print(f"to try what failed again:\n  {resume_command(sys.argv)}", file=sys.stderr)
+    if isinstance(finished, BatchFinished) and finished.failed:
+        print(f"try the failed scenes again with{again}", file=sys.stderr)
         return 1
     return 0
 
 
 def resume_command(argv: list[str]) -> str:
-    """The command that goes on where this one stopped: the same, without its secret.
-
-    Less `--force` too, which would begin anew: what it had not come to stays as it was.
-    """
+    """The command that continues where this one stopped: the same, without its token and without `--force`."""
     words = ["cloudvid"]
     arguments = iter(argv[1:])
     for word in arguments:
@@ -161,38 +146,3 @@ def resume_command(argv: list[str]) -> str:
         elif word != "--force" and not word.startswith("--token="):
             words.append(word)
     return shlex.join(words)
-
-
-@contextlib.contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a batch as Ctrl-C does: in order, and resumable.
-
-    An exception that a signal raises inside a callback of the interpreter's own (of a weak reference, of an object's
-    end) is lost. So it is raised again until somebody has caught it.
-    """
-    is_over = False
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if is_over:
-            return
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
-        if sys.exc_info()[0] is None:  # else the batch is being left
-            raise KeyboardInterrupt
-
-    def unraisable(lost: "sys.UnraisableHookArgs") -> None:
-        if not issubclass(lost.exc_type, KeyboardInterrupt):
-            hook(lost)
-
-    # What nohup ignores stays ignored.
-    signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    wanted = [sign for sign in signs if signal.getsignal(sign) is not signal.SIG_IGN]
-    before = {sign: signal.signal(sign, interrupt) for sign in [*wanted, signal.SIGALRM]}
-    hook, sys.unraisablehook = sys.unraisablehook, unraisable
-    try:
-        yield
-    finally:
-        is_over = True  # a signal from here on would set the timer again, whose own is the end of a process
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for sign, handler in before.items():
-            signal.signal(sign, handler)
-        sys.unraisablehook = hook

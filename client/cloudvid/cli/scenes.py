@@ -1,4 +1,4 @@
-"""Commands on scene files that make nothing: validate, plan, init, schema."""
+"""Commands on scene files that make nothing: validate, plan, gallery, init, schema."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,17 @@ from typing import Annotated
 
 import typer
 
+from cloudvid.batch.gallery import NAME, Gallery
+from cloudvid.batch.manifest import read_records
+from cloudvid.batch.plan import make_plan
+from cloudvid.batch.progress import SceneProgress
+from cloudvid.batch.scenes import EXAMPLE, Scene, read_scenes, scene_schema
 from cloudvid.cli.options import OutputDir, SceneFile, takes_client
 from cloudvid.client import Client
-from cloudvid.errors import CloudVidError
-from cloudvid.gallery import write_gallery
-from cloudvid.manifest import read_records
-from cloudvid.outputs import DISK, write_file
-from cloudvid.planning import make_plan
-from cloudvid.scenes import EXAMPLE, Scene, read_scenes, scene_schema
-from cloudvid.stage_status import StageStatus
+from cloudvid.endpoints.answers import writing
+from cloudvid.endpoints.errors import CloudVidError
+from cloudvid.server.state import StageStatus
+from cloudvid_schema.files import write_file
 from cloudvid_schema.protocol import Stage
 
 _PATIENCE_SECONDS = 10.0
@@ -78,7 +80,7 @@ def _why_no_estimate(found: dict[Stage, StageStatus | CloudVidError]) -> str:
         if isinstance(seen, CloudVidError):
             continue
         if not seen.ready:
-            reasons.append(f"{stage} has no worker that is ready, of {len(seen.workers)}")
+            reasons.append(f"{stage} has 0 of {len(seen.workers)} workers ready")
         elif seen.description is None:
             reasons.append(f"the workers of {stage} are all busy")
         elif not seen.description.seconds:
@@ -89,9 +91,12 @@ def _why_no_estimate(found: dict[Stage, StageStatus | CloudVidError]) -> str:
 
 
 def gallery(scenes: SceneFile = None, output_dir: OutputDir = Path("output")) -> None:
-    """Write the output folder's index.html anew, from its manifest."""
-    batch = _read(scenes)
-    print(write_gallery(output_dir, batch, read_records(output_dir)[0], {}, DISK))
+    """Rewrite the output folder's index.html from its manifest."""
+    batch = [SceneProgress.of(scene, embed_recipe=True) for scene in _read(scenes)]
+    records, _ = read_records(output_dir)
+    page = Gallery(batch, lambda scene, stage: records[scene].entry(stage) if scene in records else None).page()
+    with writing(output_dir / NAME):
+        print(write_file(output_dir / NAME, page))
 
 
 def init(
@@ -101,7 +106,8 @@ def init(
     """Write an example scene file to begin with."""
     if path.exists() and not force:
         raise typer.BadParameter(f"{path} is there already; --force replaces it", param_hint="PATH")
-    write_file(path, EXAMPLE.encode())
+    with writing(path):
+        write_file(path, EXAMPLE.encode())
     print(f"{path} written; `cloudvid run {path}` makes it, `cloudvid schema` helps an editor complete it")
 
 

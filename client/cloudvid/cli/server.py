@@ -16,12 +16,12 @@ from cloudvid.cli.options import Json, takes_client
 from cloudvid.cli.status_view import table, workers_text
 from cloudvid.cli.waiting import said_once
 from cloudvid.client import Client
-from cloudvid.errors import CloudVidError, NotScaled, ServerUnavailable
-from cloudvid.stage_status import StageStatus
+from cloudvid.endpoints.errors import CloudVidError, NotScaled, ServerUnavailable
+from cloudvid.server.state import StageStatus
 from cloudvid_schema.protocol import Stage
 
 _WATCH_SECONDS = 2.0
-_Stages = Annotated[list[Stage] | None, typer.Option("--stage", help="This stage alone; may be repeated.")]
+_Stages = Annotated[list[Stage] | None, typer.Option("--stage", help="Only this stage; may be repeated.")]
 _Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Seconds after which to give up.")]
 
 
@@ -37,7 +37,7 @@ def ps(
 ) -> None:
     """Show each stage's workers, queue, model, pace and memory.
 
-    The pace is seconds for a denoising step and million pixels (of each frame), as the workers measure it.
+    The pace is in seconds per denoising step and million pixels (of every frame), as measured by the workers.
     """
     if seconds is not None and not watch:
         raise typer.BadParameter("belongs to --watch", param_hint="SECONDS")
@@ -75,7 +75,7 @@ def _document(stage: Stage, seen: StageStatus | CloudVidError) -> dict[str, Any]
 
 @contextmanager
 def _screen(redraws: bool) -> Iterator[Any]:
-    """How a text is shown: over the last one where a terminal watches, else below it."""
+    """How a text is printed: over the previous one on a terminal, otherwise below it."""
     console = Console()
     if not (redraws and console.is_terminal):
         yield lambda text: print(text, flush=True)
@@ -88,15 +88,15 @@ def _screen(redraws: bool) -> Iterator[Any]:
 def scale(
     client: Client,
     stage: Annotated[Stage, typer.Argument(help="t2i or i2v.", show_default=False)],
-    workers: Annotated[int, typer.Argument(min=0, help="How many workers it shall have.", show_default=False)],
+    workers: Annotated[int, typer.Argument(min=0, help="Number of workers.", show_default=False)],
     *,
     timeout: _Timeout = 600.0,
     max_workers: Annotated[
-        int | None, typer.Option("--max-workers", min=0, help="The most that it may have from now on.")
+        int | None, typer.Option("--max-workers", min=0, help="New upper limit of this number.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Give a stage so many workers, and wait until they are ready."""
+    """Give a stage so many workers and wait until they are ready."""
     began = time.monotonic()
     shown = ""
 
@@ -139,10 +139,7 @@ def wait(client: Client, timeout: _Timeout = 600.0, stage: _Stages = None, json:
         raise error
     if json:
         return
-    if all(client.workers_seen(stage) for stage in stages):
+    if all(client.server.look(stage).counted_by != "nothing" for stage in stages):
         print("both stages are ready" if len(set(stages)) > 1 else f"{stages[0]} is ready")
     else:
-        print(
-            "the server answers; whether its workers are ready cannot be seen: neither the management API with its key"
-            " nor a proxy's /ready is to be had"
-        )
+        print("the server answers; its workers cannot be counted (neither the management API nor a proxy can be asked)")

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cloudvid.answers import Generated, plain
+from cloudvid.batch.toys import toy_note
 from cloudvid.cli.options import takes_client, takes_parameters
 from cloudvid.client import Client
-from cloudvid.toys import toy_note
+from cloudvid.endpoints.answers import Generated, plain
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]

@@ -1,14 +1,14 @@
-"""How stages look: a row each, in columns, or one line."""
+"""The state of stages as text: a table or one line."""
 
 from collections.abc import Sequence
 
-from cloudvid.answers import plain
-from cloudvid.errors import CloudVidError
-from cloudvid.stage_status import StageStatus
+from cloudvid.endpoints.answers import plain
+from cloudvid.endpoints.errors import CloudVidError
+from cloudvid.server.state import StageStatus
 from cloudvid_schema.protocol import Stage
 
 HEADINGS = ("stage", "workers", "queue", "device", "dtype", "s/step/Mpx", "memory", "model")
-_COMMIT = 12  # characters of a commit that tell it from others
+_COMMIT = 12  # characters that identify a commit
 _UNKNOWN = "-"
 
 
@@ -19,7 +19,7 @@ def workers_text(seen: StageStatus) -> str:
 
 
 def table(stages: Sequence[Stage], found: dict[Stage, StageStatus | CloudVidError]) -> str:
-    """A row for each stage, in columns, and below them what has to be said."""
+    """A table with a row for every stage, and notes below it."""
     rows: list[tuple[str, ...]] = [HEADINGS]
     notes = []
     for stage in stages:
@@ -61,28 +61,22 @@ def _gpus(seen: StageStatus) -> str:
 
 
 def _memory(seen: StageStatus) -> str:
-    """Resident memory of all workers, what is in use on their GPUs, and the most that one worker has held."""
+    """Resident memory of all workers, memory in use on their GPUs, and the peak of one worker."""
     resident = sum(worker.memory or 0 for worker in seen.workers)
-    # Workers on one GPU each see all of what is in use there.
+    # Workers on the same GPU all report the same number.
     gpus = {worker.gpu: worker.gpu_memory for worker in seen.workers if worker.gpu_memory is not None}
-    parts = [f"{_gigabytes(resident)}"] * bool(resident)
-    parts += [f"GPU {_gigabytes(sum(gpus.values()))}"] * bool(gpus)
     peak = seen.description.peak_memory if seen.description else None
-    parts += [f"peak {_gigabytes(peak)}"] if peak else []
-    return ", ".join(parts) or _UNKNOWN
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+    parts = (("", resident), ("GPU ", sum(gpus.values())), ("peak ", peak))
+    return ", ".join(f"{name}{size / 1e9:.1f} GB" for name, size in parts if size) or _UNKNOWN
 
 
 def _notes(seen: StageStatus) -> list[str]:
     notes = []
     if not seen.workers:
         notes.append(
-            f"{seen.stage} has no workers: its requests are refused; `cloudvid scale {seen.stage} 1` starts one"
+            f"{seen.stage} has no workers and refuses requests; start one with `cloudvid scale {seen.stage} 1`"
         )
     if seen.unhealthy:
-        again = "once the log's reason is mended, `cloudvid scale STAGE N` replaces it"
-        notes.append(f"{seen.server}: a worker does not come up and was given up; {again}")
+        remedy = "fix the reason in the log, then replace it with `cloudvid scale STAGE N`"
+        notes.append(f"{seen.server} has given up a worker that failed to start; {remedy}")
     return notes

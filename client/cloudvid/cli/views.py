@@ -1,4 +1,4 @@
-"""How a batch looks while it runs: live bars on a terminal, lines elsewhere, paths alone, or JSON."""
+"""How a batch is shown while it runs: live bars on a terminal, lines elsewhere, only paths, or JSON."""
 
 import sys
 import time
@@ -8,10 +8,11 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from cloudvid.events import (
+from cloudvid.batch.events import (
     BatchEvent,
     BatchFinished,
     BatchStarted,
+    ModelsKnown,
     SceneFailed,
     SceneSkipped,
     StageDone,
@@ -19,10 +20,10 @@ from cloudvid.events import (
     StageRetried,
     StageStarted,
 )
-from cloudvid.toys import toy_note
+from cloudvid.batch.toys import toy_note
 from cloudvid_schema.protocol import Stage
 
-_PROGRESS_SECONDS = 15.0  # between two lines about the same clip, where there are no bars
+_PROGRESS_SECONDS = 15.0  # between two progress lines without bars
 
 
 class View(Protocol):
@@ -32,11 +33,11 @@ class View(Protocol):
         """Show one event."""
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
 
 class Pace:
-    """How fast the stages work: seconds a step, and when the batch will end.
+    """How fast the stages work: seconds per step, and when the batch will end.
 
     Args:
         clock: monotonic seconds.
@@ -46,14 +47,14 @@ class Pace:
         self._clock = clock
         self.scenes = 0
         self.settled: dict[Stage, set[str]] = {stage: set() for stage in Stage}
-        """Scenes of which a stage has nothing left to do."""
+        """Scenes that need nothing more from a stage."""
         self._made = dict.fromkeys(Stage, 0)
         self._first: dict[Stage, float] = {}
         self._last_step: dict[tuple[str, Stage], float] = {}
         self.seconds_per_step: dict[Stage, float] = {}
 
     def take(self, event: BatchEvent) -> None:
-        """Learn from an event."""
+        """Update the pace from an event."""
         now = self._clock()
         match event:
             case BatchStarted():
@@ -64,7 +65,7 @@ class Pace:
                 if event.stage is Stage.I2V:
                     self.settled[Stage.T2I].add(event.scene)
             case StageProgress(phase="denoise"):
-                # The time before the first step is the queue's, not the stage's.
+                # The time before the first step was spent in the queue.
                 before = self._last_step.get((event.scene, event.stage))
                 if before is not None:
                     self.seconds_per_step[event.stage] = now - before
@@ -77,7 +78,7 @@ class Pace:
                     self.settled[stage].add(event.scene)
 
     def seconds_left(self) -> float | None:
-        """Until the slower stage is through, at the pace that was seen; None before a stage has ended once."""
+        """Seconds until the slower stage is finished, at the measured pace; None before a stage has finished once."""
         estimates = []
         for stage, began in self._first.items():
             left = self.scenes - len(self.settled[stage])
@@ -86,13 +87,13 @@ class Pace:
         return max(estimates) if estimates else None
 
     def step_text(self, event: StageProgress) -> str:
-        """Where a request stands: `denoise 12/25, 3.60 s/step`."""
+        """How far a request is: `denoise 12/25, 3.60 s/step`."""
         pace = self.seconds_per_step.get(event.stage) if event.phase == "denoise" else None
         return f"{event.phase} {event.step}/{event.steps}" + (f", {pace:.2f} s/step" if pace is not None else "")
 
 
 class PlainView:
-    """A line for each file, and now and then one for a long clip's progress."""
+    """A line for every file, and occasionally one for the progress of a long clip."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._clock = out, clock
@@ -101,7 +102,7 @@ class PlainView:
         self._models: set[str] = set()
 
     def show(self, event: BatchEvent) -> None:
-        """Print what is worth a line."""
+        """Print a line if the event deserves one."""
         self._pace.take(event)
         match event:
             case StageDone():
@@ -115,7 +116,7 @@ class PlainView:
                 self._print(f"again in {event.wait_seconds:.1f} s: {event.scene}: {event.message}", sys.stderr)
             case StageProgress() if self._clock() - self._last_line >= _PROGRESS_SECONDS:
                 self._print(f"  {event.scene}: {event.stage} {self._pace.step_text(event)}{_left(self._pace)}")
-            case BatchStarted() if None in event.models.values():
+            case ModelsKnown() if None in event.models.values():
                 self._print(UNSEEN_NOTE)
             case BatchFinished():
                 if note := toy_note(self._models):
@@ -127,21 +128,21 @@ class PlainView:
         _write_line(line, out or self._out)
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """Nothing to restore."""
 
 
 UNSEEN_NOTE = (
-    "note: which models the server has cannot be seen (its management API, or the key to it); "
-    "if one has changed, what was made before is made again only once that shows"
+    "note: the server's models are not known yet (no worker is free, or the management API cannot be asked); "
+    "finished files of another model are made again once the first answer shows the model"
 )
 
 
 class LiveView:
-    """A bar for each stage that moves with every step, the lines above it.
+    """A bar for every stage that moves with every step, below the lines.
 
     Args:
         console: where to draw.
-        on_clock: draw ten times a second, not with every event.
+        on_clock: redraw ten times a second instead of with every event.
     """
 
     def __init__(self, console: Console, on_clock: bool = True) -> None:
@@ -159,7 +160,7 @@ class LiveView:
         self._parts: dict[Stage, dict[str, float]] = {stage: {} for stage in Stage}
 
     def show(self, event: BatchEvent) -> None:
-        """Move the bars, print what is worth a line."""
+        """Move the bars, and print a line if the event deserves one."""
         self._take(event)
         if not self._progress.live.auto_refresh:
             self._progress.refresh()
@@ -172,11 +173,11 @@ class LiveView:
                 for stage in Stage:
                     self._tasks[stage] = self._progress.add_task(names[stage], total=event.scenes, count="", detail="")
                 self._progress.start()
-                if None in event.models.values():
-                    self._console.print(UNSEEN_NOTE, markup=False, highlight=False)
+            case ModelsKnown() if None in event.models.values():
+                self._console.print(UNSEEN_NOTE, markup=False, highlight=False)
             case StageProgress():
                 share = event.step / event.steps if event.phase == "denoise" else 1.0
-                self._parts[event.stage][event.scene] = 0.95 * share  # decoding and encoding are the rest
+                self._parts[event.stage][event.scene] = 0.95 * share  # the rest is decoding and encoding
                 self._move(event.stage, f"{event.scene} {self._pace.step_text(event)}")
             case StageDone():
                 self._done(event)
@@ -215,26 +216,26 @@ class LiveView:
         )
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         self._progress.stop()
 
 
 class QuietView:
-    """The paths of the files, and what failed."""
+    """The paths of the files, and the failures."""
 
     def show(self, event: BatchEvent) -> None:
-        """Print a path, or why there is none."""
+        """Print a path or a failure."""
         if isinstance(event, StageDone):
             _write_line(event.path, sys.stdout)
         elif isinstance(event, SceneFailed):
             _write_line(f"failed: {event.scene}: {event.message}", sys.stderr)
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """Nothing to restore."""
 
 
 class JsonView:
-    """Each event as a line of JSON on stdout, the text for people on stderr."""
+    """Every event as a line of JSON on stdout, and the text for people on stderr."""
 
     def __init__(self) -> None:
         self._text = PlainView(sys.stderr)
@@ -245,20 +246,23 @@ class JsonView:
         self._text.show(event)
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """Nothing to restore."""
 
 
 def _write_line(line: str, out: TextIO) -> None:
-    out.write(f"{line}\n")  # in one: between a line and its end, which `print` writes apart, an interrupt may come
+    out.write(f"{line}\n")  # in one call: `print` writes the line's end separately, and an interrupt may come between
     out.flush()
 
 
 def summary(event: BatchFinished) -> str:
-    """The batch in one line."""
+    """A one-line summary of the batch."""
     parts = [f"{event.done + event.skipped} of {event.scenes} scenes done"]
-    parts += [f"{event.skipped} of them before"] * bool(event.skipped)
-    parts += [f"{event.failed} failed"] * bool(event.failed)
-    parts += [f"stopped: {event.stopped}"] * bool(event.stopped)
+    if event.skipped:
+        parts.append(f"{event.skipped} of them before")
+    if event.failed:
+        parts.append(f"{event.failed} failed")
+    if event.stopped:
+        parts.append(f"stopped: {event.stopped}")
     return f"{', '.join(parts)} ({event.seconds:.0f} s)"
 
 

@@ -1,17 +1,17 @@
-"""What is said while a command waits for a server."""
+"""What a command prints while it waits for a server."""
 
 import sys
 import time
 from collections.abc import Callable
 
-from cloudvid.errors import ServerUnavailable
+from cloudvid.endpoints.errors import ServerUnavailable
 
 
 def said_once(after: float = 0.0, clock: Callable[[], float] = time.monotonic) -> Callable[[ServerUnavailable], None]:
-    """Says to standard error what is waited for, when that changes.
+    """A callback that prints the reason for waiting to stderr when it changes.
 
     Args:
-        after: seconds without a word, for a server that has just been started.
+        after: seconds of silence at first, for a server that has just been started.
         clock: monotonic seconds.
     """
     said, began = "", clock()

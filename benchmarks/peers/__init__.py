@@ -1,1 +1,0 @@
-"""Other servers of the same stages: what R9 compares with."""

@@ -1,0 +1,314 @@
+"""The batch: each scene's picture, then its clip, with both stages working at once, resumable at any moment.
+
+Every request has a thread, and a stage gets only as many requests as it has ready workers, and one that waits. The
+generator makes all decisions in the caller's thread; the other threads send, store and report. A file is on record
+before it is reported.
+"""
+
+import errno
+import queue
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from cloudvid.batch.events import (
+    BatchEvent,
+    BatchFinished,
+    BatchStarted,
+    ModelsKnown,
+    SceneDone,
+    SceneFailed,
+    SceneSkipped,
+    StageDone,
+)
+from cloudvid.batch.gallery import NAME as GALLERY
+from cloudvid.batch.gallery import Gallery
+from cloudvid.batch.options import RenderOptions
+from cloudvid.batch.progress import SceneProgress, State
+from cloudvid.batch.runner import Finished, Job, StageRunner
+from cloudvid.batch.scenes import Scene
+from cloudvid.batch.store import Store
+from cloudvid.batch.watch import Watch
+from cloudvid.client import Client
+from cloudvid.endpoints.errors import CloudVidError, NoRoom, OutputError, PictureChanged, ServerUnavailable
+from cloudvid.endpoints.failures import backoff
+from cloudvid_schema.files import DISK, Disk
+from cloudvid_schema.protocol import Stage
+
+_TICK_SECONDS = 1.0
+_GALLERY_SECONDS = 10.0
+_ONE_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Reasons why one file cannot be written although others can."""
+
+
+def render(
+    scenes: Sequence[Scene],
+    client: Client,
+    output_dir: str | Path,
+    options: RenderOptions | None = None,
+    *,
+    disk: Disk = DISK,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[int], float] = backoff,
+) -> Generator[BatchEvent, None, None]:
+    """Make every scene's picture and clip, and report what happens as it happens.
+
+    Finished files are never made again, and partial files are never mistaken for finished ones. If a parameter, the
+    model or a file changes, only the affected stages run again. The last event is always `BatchFinished`: to interrupt
+    a batch from outside of its iteration, throw `KeyboardInterrupt` into the generator, which returns that event.
+    Closing the generator stops the batch without it. A later call continues where this one stopped.
+
+    Args:
+        scenes: what to make; their ids are unique.
+        client: where to make it.
+        output_dir: created if it does not exist; gets the files, `manifest.jsonl` and `index.html`.
+        options: how to make it.
+        disk: how files are written.
+        clock: monotonic seconds.
+        wait: seconds before the n-th attempt of a request.
+
+    Raises:
+        ServerUnavailable: the server is absent for longer than the patience, or refuses the token.
+        OutputError: a file cannot be written; the folder is in use or (`UnusableFolder`) cannot be used.
+    """
+    options = replace(options or RenderOptions(), clock=clock, backoff=wait)
+    store = Store(Path(output_dir), disk)
+    try:
+        batch = _Batch(scenes, client, store, options)
+        try:
+            yield from batch.events()
+        except KeyboardInterrupt:
+            batch.leave()
+            yield batch.finished("interrupted")
+            raise
+        except GeneratorExit:
+            batch.leave()
+            raise
+        finally:
+            batch.stop()
+    finally:
+        with suppress(OutputError):
+            store.close()
+
+
+class _Batch:
+    """The state of a batch. Apart from the store and the inbox, only the generator's thread touches it."""
+
+    def __init__(self, scenes: Sequence[Scene], client: Client, store: Store, options: RenderOptions) -> None:
+        self._began = self._drawn_at = options.clock()
+        self._store, self._options = store, options
+        self._order = [scene.id for scene in scenes]
+        everything = [SceneProgress.of(scene, options.embed_recipe) for scene in scenes]
+        self._scenes = [each for each in everything if not options.only or each.scene.id in options.only]
+        self._gallery = Gallery(everything, store.entry)
+        self._inbox: queue.SimpleQueue[BatchEvent | Finished] = queue.SimpleQueue()
+        self._runner = StageRunner(client, store, options, report=self._inbox.put)
+        self._watch = Watch(client.server, options.concurrency)
+        self._waiting = {Stage.T2I: deque(self._scenes), Stage.I2V: deque[SceneProgress]()}
+        self._running: Counter[Stage] = Counter()
+        self._models: dict[Stage, str | None] = {}
+        self._lost: set[Stage] = set()
+        """Stages that cannot be used any more."""
+        self._fatal: CloudVidError | None = None
+
+    def events(self) -> Iterator[BatchEvent]:
+        """Carry out the batch."""
+        yield BatchStarted(scenes=len(self._scenes), output_dir=str(self._store.folder))
+        self._watch.start()
+        while not self._watch.is_ready(_TICK_SECONDS):
+            pass
+        self._models = dict(self._watch.models)
+        yield ModelsKnown(models=self._models)
+        stopped: str | None = None
+        while stopped is None:
+            self._give_up()
+            yield from self._dispatch()
+            if not self._running.total() and not any(self._queue(stage) for stage in Stage):
+                break
+            try:
+                item = self._inbox.get(timeout=_TICK_SECONDS)  # meanwhile a worker may become ready
+            except queue.Empty:
+                continue
+            if not isinstance(item, Finished):
+                yield item
+                continue
+            yield from self._finish(item)
+            if self._is_unwritable():
+                stopped = str(self._fatal)
+            elif self._options.fail_fast and self._count(State.FAILED):
+                stopped = "failed"
+        self.stop()
+        if not self._is_unwritable():
+            try:
+                self._settle()
+            except OutputError as error:
+                self._fatal = self._fatal if isinstance(self._fatal, NoRoom) else error
+        yield self.finished(stopped or (str(self._fatal) if self._fatal else None))
+        if self._fatal is not None:
+            raise self._fatal
+
+    def finished(self, stopped: str | None) -> BatchFinished:
+        """The last event."""
+        return BatchFinished(
+            scenes=len(self._scenes),
+            done=self._count(State.DONE),
+            skipped=self._count(State.SKIPPED),
+            failed=self._count(State.FAILED),
+            requests=self._runner.requests,
+            seconds=round(self._options.clock() - self._began, 3),
+            stopped=stopped,
+        )
+
+    def stop(self) -> None:
+        """Let nothing be sent, stored or reported from now on."""
+        self._watch.stop()
+        self._runner.stop()
+
+    def leave(self) -> None:
+        """End an interrupted batch, with a gallery of what exists."""
+        self.stop()
+        with suppress(OutputError):
+            self._draw_gallery()
+
+    def _draw_gallery(self) -> None:
+        self._drawn_at = self._options.clock()
+        self._store.write(GALLERY, self._gallery.page())
+
+    def _settle(self) -> None:
+        """End a batch that has run its course."""
+        try:
+            self._draw_gallery()
+        finally:
+            self._store.close(self._order)
+
+    def _count(self, state: State) -> int:
+        return sum(each.state is state for each in self._scenes)
+
+    def _is_unwritable(self) -> bool:
+        """Whether nothing more can be stored, including what is in progress."""
+        return isinstance(self._fatal, OutputError) and not isinstance(self._fatal, NoRoom)
+
+    def _queue(self, stage: Stage) -> deque[SceneProgress]:
+        """Scenes that wait for a stage, as long as the stage can be used."""
+        return deque() if stage in self._lost else self._waiting[stage]
+
+    def _give_up(self) -> None:
+        """Stop waiting for a stage that the server has given up; the other one continues."""
+        for stage in Stage:
+            if self._running[stage] and (error := self._watch.given_up(stage)):
+                self._running[stage] = 0
+                self._lost.add(stage)
+                self._fatal = error
+
+    def _dispatch(self) -> Iterator[BatchEvent]:
+        """Start what can be started, clips first: finishing a scene is worth more than beginning one."""
+        while True:
+            if self._has_slot(Stage.I2V):
+                yield from self._animate(self._waiting[Stage.I2V].popleft())
+            elif self._has_slot(Stage.T2I):
+                self._draw(self._waiting[Stage.T2I].popleft())
+            else:
+                return
+
+    def _has_slot(self, stage: Stage) -> bool:
+        return bool(self._queue(stage)) and self._running[stage] < self._watch.slots(stage)
+
+    def _draw(self, each: SceneProgress) -> None:
+        asked, entry = each.asked[Stage.T2I], self._store.entry(each.scene.id, Stage.T2I)
+        reason = asked.reason_to_run(entry, self._store.folder, model=self._models[Stage.T2I])
+        reason = "forced" if self._options.force else reason
+        if reason is None:
+            self._wait_for_clip(each)
+        else:
+            self._start(Job(each, asked, reason), State.DRAWING)
+
+    def _animate(self, each: SceneProgress) -> Iterator[BatchEvent]:
+        asked, entry = each.asked[Stage.I2V], self._store.entry(each.scene.id, Stage.I2V)
+        picture = self._store.entry(each.scene.id, Stage.T2I)
+        reason = asked.reason_to_run(
+            entry,
+            self._store.folder,
+            model=self._models[Stage.I2V],
+            picture_sha256=picture.sha256 if picture else None,
+        )
+        reason = "forced" if self._options.force else reason
+        if reason is not None:
+            self._start(Job(each, asked, reason, picture), State.ANIMATING)
+        elif each.has_run:
+            yield self._done(each)
+        else:
+            each.state = State.SKIPPED
+            yield SceneSkipped(scene=each.scene.id)
+
+    def _wait_for_clip(self, each: SceneProgress) -> None:
+        each.state = State.DRAWN
+        self._waiting[Stage.I2V].append(each)
+
+    def _wait_for_picture(self, each: SceneProgress) -> None:
+        each.state = State.WAITING
+        self._waiting[Stage.T2I].append(each)
+
+    def _start(self, job: Job, state: State) -> None:
+        job.progress.state, job.progress.has_run = state, True
+        self._running[job.asked.stage] += 1
+        self._runner.start(job)
+
+    def _finish(self, finished: Finished) -> Iterator[BatchEvent]:
+        job, entry, stage = finished.job, finished.entry, finished.job.asked.stage
+        self._running[stage] = max(0, self._running[stage] - 1)  # the stage may have been given up
+        self._gallery.changed(job.progress)
+        if entry is None:
+            yield from self._fail(job, finished.error or CloudVidError("no result"))
+            return
+        self._learn_model(stage, entry.model)
+        yield StageDone(
+            scene=job.scene,
+            stage=stage,
+            path=str(self._store.folder / entry.file),
+            size=entry.size,
+            sha256=entry.sha256,
+            seed=entry.seed,
+            model=entry.model,
+            seconds=round(finished.seconds, 3),
+            warnings=entry.warnings or (),
+        )
+        if stage is Stage.T2I:
+            self._wait_for_clip(job.progress)
+        else:
+            yield self._done(job.progress)
+        if self._options.clock() - self._drawn_at >= _GALLERY_SECONDS:
+            with suppress(OutputError):  # the one at the end counts
+                self._draw_gallery()
+
+    def _fail(self, job: Job, error: CloudVidError) -> Iterator[BatchEvent]:
+        if isinstance(error, PictureChanged) and not job.progress.is_redrawn:
+            job.progress.is_redrawn = True
+            self._wait_for_picture(job.progress)
+        elif isinstance(error, ServerUnavailable):
+            self._lost.add(job.asked.stage)  # the other stage continues
+            self._fatal = error
+        elif isinstance(error, NoRoom):
+            self._lost.update(Stage)  # what is in progress has its space reserved
+            self._fatal = self._fatal or error
+        elif isinstance(error, OutputError) and error.errno not in _ONE_FILE:
+            self._fatal = error
+        else:
+            job.progress.state, job.progress.error = State.FAILED, str(error)
+            name = type(error).__name__
+            yield SceneFailed(scene=job.scene, stage=job.asked.stage, error=name, message=str(error))
+
+    def _learn_model(self, stage: Stage, model: str) -> None:
+        """Check the skipped scenes again if they were compared with another model, or with none."""
+        if self._models[stage] == model:
+            return
+        self._models[stage] = model
+        for each in self._scenes:
+            if each.state is State.SKIPPED:
+                self._wait_for_picture(each)
+
+    def _done(self, each: SceneProgress) -> SceneDone:
+        each.state = State.DONE
+        return SceneDone(scene=each.scene.id)

@@ -1,0 +1,95 @@
+"""`index.html` in the output folder: every scene's picture, clip, prompt, parameters and status at a glance.
+
+It links to the files beside it, needs no network and no scripts, and escapes everything that comes from a scene file.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader
+
+from cloudvid.batch.manifest import Entry, canonical
+from cloudvid.batch.progress import Asked, SceneProgress
+from cloudvid.batch.toys import toy_note
+from cloudvid_schema.protocol import Stage
+
+NAME = "index.html"
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("cloudvid", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+_MANY = 12  # scenes; with more, parameters are folded
+
+
+class Gallery:
+    """The gallery of a batch. Only cards that have changed are rendered again.
+
+    Args:
+        scenes: in the order in which they are shown.
+        entry: what is on record about a stage of a scene, by the scene's id.
+    """
+
+    def __init__(self, scenes: Sequence[SceneProgress], entry: Callable[[str, Stage], Entry | None]) -> None:
+        self._scenes, self._entry = scenes, entry
+        self._cards: dict[str, _Card] = {}
+
+    def changed(self, progress: SceneProgress) -> None:
+        """Note that a scene's record or state has changed."""
+        self._cards.pop(progress.scene.id, None)
+
+    def page(self) -> bytes:
+        """The HTML document."""
+        for progress in self._scenes:
+            if progress.scene.id not in self._cards:
+                self._cards[progress.scene.id] = _Card(progress, self._entry, is_open=len(self._scenes) <= _MANY)
+        cards = [self._cards[progress.scene.id] for progress in self._scenes]
+        counts = {status: sum(card.status == status for card in cards) for status in ("done", "failed", "to do")}
+        models = sorted({model for card in cards for model in card.models})
+        page = _ENVIRONMENT.get_template("gallery.html")
+        cards_html = [card.html for card in cards]
+        return page.render(cards=cards_html, counts=counts, models=models, note=toy_note(models)).encode()
+
+
+class _Card:
+    """A scene's part of the page."""
+
+    def __init__(self, progress: SceneProgress, entry: Callable[[str, Stage], Entry | None], is_open: bool) -> None:
+        scene = progress.scene
+        entries = {stage: entry(scene.id, stage) for stage in Stage}
+        picture, clip = entries[Stage.T2I], entries[Stage.I2V]
+        is_current = all(_is_current(progress.asked[stage], entry) for stage, entry in entries.items())
+        is_done = is_current and picture and clip and clip.picture_sha256 == picture.sha256
+        self.status = "failed" if progress.error else "done" if is_done else "to do"
+        self.models = [entry.model for entry in entries.values() if entry]
+        self.html = _ENVIRONMENT.get_template("card.html").render(
+            id=scene.id,
+            prompt=scene.scene_desc,
+            motion=scene.motion_desc,
+            status=self.status,
+            error=progress.error,
+            warnings=[text for entry in entries.values() if entry for text in entry.warnings or ()],
+            picture=quote(scene.picture_name) if picture else None,
+            clip=quote(scene.video_name) if is_done else None,
+            parameters={stage: _parameters(progress.asked[stage], entries[stage]) for stage in Stage},
+            is_open=is_open,
+        )
+
+
+def _is_current(asked: Asked, entry: Entry | None) -> bool:
+    """Whether a record matches the scene, with or without recipes in the files."""
+    if entry is None or entry.file != asked.file:
+        return False
+    embeds = bool(entry.request.get("embed_recipe", True))
+    return entry.is_of(asked.with_recipe(embeds).digest)
+
+
+def _parameters(asked: Asked, entry: Entry | None) -> dict[str, str]:
+    request = entry.request if entry else canonical(asked.request)
+    shown = {
+        name: value
+        for name, value in request.items()
+        if value not in (None, "") and name not in ("prompt", "metadata", "embed_recipe")
+    }
+    if entry:
+        shown["seed"] = entry.seed
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in shown.items()}

@@ -1,0 +1,95 @@
+"""A scene in a batch: what is requested, how far it is, and why a stage has to run."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+from cloudvid.batch.manifest import Entry, request_digest
+from cloudvid.batch.scenes import Scene
+from cloudvid_schema.files import sha256
+from cloudvid_schema.protocol import Request, Stage
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A scene's request of one stage."""
+
+    stage: Stage
+    request: Request
+    file: str
+    """Name of the file that the stage makes."""
+
+    @classmethod
+    def of(cls, scene: Scene, stage: Stage, embed_recipe: bool = True) -> "Asked":
+        """What a scene asks of a stage."""
+        if stage is Stage.T2I:
+            return cls(stage, scene.t2i_request(embed_recipe), scene.picture_name)
+        return cls(stage, scene.i2v_request(embed_recipe), scene.video_name)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the request."""
+        return request_digest(self.request)
+
+    def with_recipe(self, embed_recipe: bool) -> "Asked":
+        """The same request, with or without a recipe in the file."""
+        if self.request.embed_recipe == embed_recipe:
+            return self
+        return replace(self, request=self.request.model_copy(update={"embed_recipe": embed_recipe}))
+
+    def reason_to_run(
+        self, entry: Entry | None, folder: Path, *, model: str | None, picture_sha256: str | None = None
+    ) -> str | None:
+        """Why the stage has to run, or None if its file exists, intact and as requested.
+
+        Args:
+            entry: the manifest's entry of this stage.
+            folder: the output folder.
+            model: identity of the model that would make the file, if known.
+            picture_sha256: for a clip, the picture that it would be made from.
+        """
+        if entry is None or entry.file != self.file:  # the record names another file, e.g. after a renaming
+            return "new"
+        if not entry.is_of(self.digest):
+            return "parameters changed"
+        if model is not None and entry.model != model:
+            return "model changed"
+        if picture_sha256 is not None and entry.picture_sha256 != picture_sha256:
+            return "picture changed"
+        try:
+            return None if sha256(folder / entry.file) == entry.sha256 else "file damaged"
+        except OSError:
+            return "file missing"
+
+
+class State(StrEnum):
+    """How far a scene is."""
+
+    WAITING = "waiting for its picture"
+    DRAWING = "its picture is being made"
+    DRAWN = "waiting for its clip"
+    ANIMATING = "its clip is being made"
+    DONE = "done"
+    SKIPPED = "nothing to do"
+    FAILED = "failed"
+
+
+@dataclass
+class SceneProgress:
+    """A scene of a running batch."""
+
+    scene: Scene
+    asked: dict[Stage, Asked]
+    state: State = State.WAITING
+    has_run: bool = False
+    """Whether this batch has sent a request for it."""
+    is_redrawn: bool = False
+    """Whether its picture was requested a second time, because the first one changed on the disk."""
+    error: str | None = None
+    """Why it has failed."""
+
+    @classmethod
+    def of(cls, scene: Scene, embed_recipe: bool) -> "SceneProgress":
+        """A scene at the start of a batch."""
+        return cls(scene, {stage: Asked.of(scene, stage, embed_recipe) for stage in Stage})

@@ -1,0 +1,97 @@
+"""Watches the stages during a batch: how many requests each takes, its model, and whether it has failed for good."""
+
+import math
+import threading
+from collections.abc import Mapping
+
+from cloudvid.endpoints.errors import CloudVidError, Unhealthy
+from cloudvid.endpoints.failures import DOWN_SECONDS
+from cloudvid.server.server import Server
+from cloudvid_schema.protocol import Stage
+
+_SECONDS = 4.0
+_LOOKS = 4  # in a row
+_MODEL_SECONDS = 30.0
+
+
+class Watch:
+    """Looks at both stages again and again, in threads of its own, from `start` until `stop`.
+
+    Args:
+        server: the server.
+        fallback: concurrent requests if workers cannot be counted; default: the workers that a proxy counts on one
+            host, else 1.
+        seconds: between two looks.
+    """
+
+    def __init__(self, server: Server, fallback: Mapping[Stage, int], seconds: float = _SECONDS) -> None:
+        self._server, self._fallback, self._seconds = server, fallback, seconds
+        self._failures: dict[Stage, list[Unhealthy]] = {stage: [] for stage in Stage}
+        self._failed_before = dict.fromkeys(Stage, False)
+        """Whether the server reported a failure while the stage still had a worker: then it meant another worker."""
+        self._stop = threading.Event()
+        self._slots = {stage: fallback.get(stage, 1) for stage in Stage}
+        self._first_looks = threading.Semaphore(0)
+        self._missing = len(Stage)
+        self.models: dict[Stage, str | None] = dict.fromkeys(Stage)
+        """Each stage's model at the start; None if no worker answered in time.
+
+        A busy worker answers once it is free; the first file shows the model of one that stays busy for longer.
+        """
+
+    def start(self) -> None:
+        """Begin to watch; see `is_ready`."""
+        for stage in Stage:
+            threading.Thread(target=self._watch, args=(stage,), name=f"watch {stage}", daemon=True).start()
+
+    def is_ready(self, timeout: float) -> bool:
+        """Whether the models are known, or could not be learned, within so many seconds."""
+        if self._missing and self._first_looks.acquire(timeout=timeout):
+            self._missing -= 1
+            return self.is_ready(timeout)
+        return not self._missing
+
+    def slots(self, stage: Stage) -> int:
+        """Number of concurrent requests: one for every ready worker, and one that waits."""
+        return self._slots[stage]
+
+    def given_up(self, stage: Stage) -> Unhealthy | None:
+        """Why a stage has failed for good, once the server has reported it for several looks in a row.
+
+        TorchServe keeps the requests of such a stage in its queue, so they would never be answered. If it reported a
+        failure before, of another worker, this stage's workers get the time that they need to restart.
+        """
+        failures = self._failures[stage]
+        looks = math.ceil(DOWN_SECONDS / self._seconds) if self._failed_before[stage] else _LOOKS
+        return failures[-1] if len(failures) >= looks else None
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+
+    def _watch(self, stage: Stage) -> None:
+        if self._look(stage):
+            found = self._server.describe(stage, timeout=_MODEL_SECONDS)
+            self.models[stage] = found.model if found else None
+        self._first_looks.release()
+        while not self._stop.wait(self._seconds):
+            self._look(stage)
+
+    def _look(self, stage: Stage) -> bool:
+        """Look once. Returns whether the management API counts the workers."""
+        try:
+            seen = self._server.look(stage)
+        except CloudVidError:
+            return False
+        by_proxy = seen.counted_by == "proxy" and stage not in self._fallback  # the user may know of more hosts
+        if seen.counted_by == "management" or by_proxy:  # otherwise the last count remains valid
+            self._slots[stage] = max(1, seen.ready) + 1
+            if seen.ready:
+                self._failed_before[stage] = seen.unhealthy
+                self._failures[stage] = []
+            elif seen.unhealthy:
+                text = f"{self._server.urls[stage]}/ping answers 500: workers fail to start; see the server's log"
+                self._failures[stage] = [*self._failures[stage], Unhealthy(text)]
+            else:
+                self._failures[stage] = []
+        return seen.counted_by == "management"

@@ -1,0 +1,182 @@
+"""What the endpoints answer: a file, a stream of events that ends in one, or an error body."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import requests
+from pydantic import TypeAdapter, ValidationError
+
+from cloudvid.endpoints import errors
+from cloudvid.endpoints.failures import row_of
+from cloudvid_schema.files import write_file
+from cloudvid_schema.protocol import (
+    DIGEST_HEADER,
+    MODEL_HEADER,
+    SEED_HEADER,
+    TIMING_HEADER,
+    WARNINGS_HEADER,
+    ErrorBody,
+    Event,
+    Failed,
+    Progress,
+    Result,
+    Stage,
+    Started,
+)
+
+_WARNINGS = TypeAdapter(tuple[str, ...])
+_EVENT: TypeAdapter[Started | Progress | Result | Failed] = TypeAdapter(Event)
+
+OnEvent = Callable[[Started | Progress], None]
+"""Called with each event of a running request but the last."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A picture or a clip whose digest was verified."""
+
+    data: bytes
+    media_type: str
+    seed: int
+    """The seed that was used; drawn by the server if none was sent."""
+    model: str
+    """Identity of the model, `id@revision`."""
+    timings: dict[str, float]
+    """Milliseconds of each phase on the server."""
+    warnings: tuple[str, ...] = ()
+    """What the model ignored in the request."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the file, hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file as a whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with writing(Path(path)):
+            return write_file(Path(path), self.data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors into ours while a file is written.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if not path.name:
+        raise errors.OutputError(f"{path} is not the name of a file")
+    try:
+        yield
+    except OSError as error:
+        raise errors.OutputError(f"{path} cannot be written: {error.strerror}", error.errno) from None
+
+
+def error_body(code: int, content: bytes) -> ErrorBody:
+    """The server's error body, or a substitute for other answers (a proxy's page, TorchServe's empty 413)."""
+    try:
+        return ErrorBody.model_validate_json(content)
+    except ValidationError:
+        known = {413: "the request is larger than the server accepts", 504: "the proxy's timeout has passed"}
+        text = known.get(code) or ascii(content[:200].decode(errors="replace"))
+        return ErrorBody(code=code, type="Unknown", message=text)
+
+
+def failure(stage: Stage, body: ErrorBody) -> errors.CloudVidError:
+    """The exception for an error body."""
+    return row_of(body).error(f"{stage} answers {body.code} {plain(body.type)}: {plain(body.message)}", body)
+
+
+def plain(text: str) -> str:
+    """A server's text for a terminal or a log, with unprintable characters escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def whole(stage: Stage, response: requests.Response) -> Generated:
+    """The file in an answer.
+
+    Raises:
+        BrokenAnswer: it does not match its digest, or a header is missing.
+    """
+    data, headers = response.content, response.headers
+    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    if headers.get(DIGEST_HEADER) != f"sha-256=:{digest}:":
+        raise errors.BrokenAnswer(f"{stage}: the file does not match its {DIGEST_HEADER}")
+    found = re.findall(r"(\w+);dur=(\d+(?:\.\d+)?)", headers.get(TIMING_HEADER, ""))
+    try:
+        return Generated(
+            data,
+            headers.get("Content-Type", ""),
+            seed=int(headers[SEED_HEADER]),
+            model=headers[MODEL_HEADER],
+            timings={phase: float(milliseconds) for phase, milliseconds in found},
+            warnings=_warnings(headers.get(WARNINGS_HEADER, "[]")),
+        )
+    except (KeyError, ValueError):
+        text = f"{stage}: the answer lacks {SEED_HEADER} or {MODEL_HEADER}, or the seed is not a number"
+        raise errors.BrokenAnswer(text) from None
+
+
+def _warnings(header: str) -> tuple[str, ...]:
+    """The texts of a header, fit for a terminal. One that cannot be read is no reason to lose a file that is whole."""
+    try:
+        return tuple(map(plain, _WARNINGS.validate_json(header)))
+    except ValidationError:
+        return (f"{WARNINGS_HEADER} cannot be read: {plain(header)}",)
+
+
+def streamed(stage: Stage, response: requests.Response, on_event: OnEvent) -> Generated:
+    """The file at the end of an event stream; `on_event` gets every event before it.
+
+    Raises:
+        StageError: the stream ends with an error.
+        BrokenAnswer: it ends too early, or the file does not match its digest.
+    """
+    for event in _events(stage, response):
+        if isinstance(event, Failed):
+            raise failure(stage, event)
+        if isinstance(event, Result):
+            made = Generated(
+                event.data,
+                event.media_type,
+                event.seed,
+                event.model,
+                event.timings,
+                tuple(map(plain, event.warnings)),
+            )
+            if len(made.data) != event.size or made.sha256 != event.sha256:
+                raise errors.BrokenAnswer(f"{stage}: the file does not match its digest")
+            return made
+        on_event(event)
+    raise errors.BrokenAnswer(f"{stage}: the stream ended without a result")
+
+
+def _events(stage: Stage, response: requests.Response) -> Iterator[Started | Progress | Result | Failed]:
+    for line in _lines(response):
+        try:
+            if line.strip():
+                yield _EVENT.validate_json(line)
+        except ValidationError:
+            raise errors.BrokenAnswer(f"{stage}: a line of the stream is not an event: {line[:80]!a}") from None
+
+
+def _lines(response: requests.Response) -> Iterator[bytes]:
+    """The lines of a body. (requests' iter_lines copies a long line again with every chunk.)"""
+    parts: list[bytes] = []
+    for chunk in response.iter_content(2**16):
+        *ended, rest = chunk.split(b"\n")
+        for end in ended:
+            yield b"".join([*parts, end])
+            parts = []
+        parts.append(rest)
+    yield b"".join(parts)

@@ -1,0 +1,155 @@
+"""HTTP as the client needs it: changing keys, no proxies, no redirects, and errors of our own tree."""
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
+
+from cloudvid.endpoints import errors
+from cloudvid.endpoints.answers import error_body, plain
+from cloudvid.endpoints.credentials import Api, Credentials
+
+DEFAULT_SERVER = "http://127.0.0.1:8080"
+CONNECT_SECONDS = 10.0
+"""Timeout of connecting, and of every answer but a stage's."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Sends requests with the current key."""
+
+    session: requests.Session
+    credentials: Credentials
+
+    def call(self, method: str, url: str, api: Api, **arguments: Any) -> requests.Response:
+        """One HTTP exchange, repeated once if the key was refused and the key file has a new one.
+
+        Raises:
+            Unreachable: no answer within the timeout.
+            Unauthorized: the key is refused.
+        """
+        arguments = {"timeout": CONNECT_SECONDS, **arguments}
+        key = self.credentials.key(api)
+        while True:
+            headers = {**arguments.pop("headers", {}), **({"Authorization": f"Bearer {key}"} if key else {})}
+            try:
+                response = self.session.request(method, url, headers=headers, allow_redirects=False, **arguments)
+                refused = response.status_code in (400, 401)
+                content = response.content if refused else b""
+            except requests.exceptions.SSLError as error:
+                kind = errors.Untrusted if _is_permanent(error) else errors.Unreachable
+                raise kind(f"{url}: {_tls_reason(error)}") from None
+            except requests.RequestException as error:
+                raise errors.Unreachable(f"nothing answers at {url}: {reason(error)}") from error
+            if not refused:
+                return response
+            body = error_body(response.status_code, content)
+            if response.status_code == 400 and body.type != "InvalidKeyException":
+                return response
+            renewed = self.credentials.key(api)
+            if renewed == key:
+                raise errors.Unauthorized(f"{url} refuses {self.credentials}: {plain(body.message)}", body)
+            key, arguments["headers"] = renewed, headers
+
+    def close(self) -> None:
+        """Close all open connections."""
+        self.session.close()
+
+
+class _KeepAlive(HTTPAdapter):
+    """Notices within two minutes that the other end has vanished: a laptop went to sleep, a NAT dropped its entry."""
+
+    _IDLE, _INTERVAL, _PROBES = 60, 15, 4  # seconds, seconds, count
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """Use TCP keep-alive on every connection."""
+        options["socket_options"] = [
+            *HTTPConnection.default_socket_options,
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self._IDLE),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self._INTERVAL),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, self._PROBES),
+        ]
+        super().init_poolmanager(*arguments, **options)
+
+
+def plain_session(ca: str | Path | None = None) -> requests.Session:
+    """A session that ignores proxies, netrc and the environment.
+
+    Args:
+        ca: CA bundle used to verify the server's certificate (default: the system's).
+    """
+    session = requests.Session()
+    session.verify = str(ca) if ca else True
+    session.trust_env = False  # a ~/.netrc would replace the token, and a proxy would see it
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _KeepAlive(pool_maxsize=64, max_retries=0))
+    return session
+
+
+def address(url: str) -> str:
+    """A server's address without a trailing slash.
+
+    Raises:
+        Unreachable: it is not an HTTP address.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise errors.Unreachable(f"{url!r} is not a server's address; use the form {DEFAULT_SERVER}")
+    return url.rstrip("/")
+
+
+def next_port(url: str) -> str:
+    """The default address of the management API: one port above the endpoints."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return urlunsplit((parts.scheme, f"{host}:{(parts.port or 8080) + 1}", "", "", ""))
+
+
+def is_local(*urls: str) -> bool:
+    """Whether all of these addresses are on this machine."""
+    return all(urlsplit(url).hostname in LOOPBACK for url in urls)
+
+
+def reason(error: requests.RequestException) -> str:
+    """What went wrong, without urllib3's object addresses and nested classes."""
+    if isinstance(error, requests.ReadTimeout):
+        return "no answer within the timeout"
+    text = str(error)
+    found = re.search(r"(?:\[Errno -?\d+\] |: )([A-Z][a-z][^'\"()\[\]{}<>]*)['\")]*$", text)
+    return found[1].strip() if found else type(error).__name__
+
+
+def timed_out(error: BaseException | None) -> bool:
+    """Whether a read timed out. (In a body, requests reports it as a ConnectionError around urllib3's error.)"""
+    return isinstance(error, requests.ReadTimeout) or "Read timed out" in str(error)
+
+
+def _is_permanent(error: requests.exceptions.SSLError) -> bool:
+    """Whether trying again is pointless. (A connection that closes may come from a balancer whose server is down.)"""
+    return "certificate verify failed" in str(error) or _speaks_no_tls(str(error))
+
+
+def _speaks_no_tls(text: str) -> bool:
+    return "wrong version number" in text or "record layer failure" in text
+
+
+def _tls_reason(error: requests.exceptions.SSLError) -> str:
+    text = str(error)
+    if found := re.search(r"certificate verify failed: ([^(]+?) \(_ssl", text):
+        return f"its certificate is not trusted ({found[1]}); name the CA bundle that verifies it with --ca"
+    if _speaks_no_tls(text):
+        return "it does not speak TLS; try http://"
+    found = re.search(r"\[SSL[^\]]*\] ([^(]+?) \(_ssl", text)
+    return f"TLS fails: {found[1] if found else type(error).__name__}"

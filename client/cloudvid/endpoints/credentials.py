@@ -1,0 +1,40 @@
+"""TorchServe's keys: a fixed token, or the key file that the server writes at every start."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cloudvid_schema.key_file import read_key
+
+Api = Literal["inference", "management"]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What is sent as `Authorization: Bearer`."""
+
+    token: str | None = None
+    """A fixed token for the endpoints."""
+    key_file: Path | None = None
+    """TorchServe's key_file.json. It is read for every request, since a restart of the server replaces the keys."""
+    token_manages: bool = False
+    """Whether the token may be sent to the management API."""
+
+    def key(self, api: Api) -> str | None:
+        """The key for one of TorchServe's APIs, if there is one."""
+        if api == "inference" and self.token:
+            return self.token
+        if self.key_file is not None:
+            with suppress(OSError, ValueError):  # missing or just being rewritten: the server will ask for a key
+                return read_key(self.key_file, api)
+        return self.token if self.token_manages else None
+
+    def __str__(self) -> str:
+        if self.token:
+            return "the given token"
+        if self.key_file is None:
+            return "a request without a token (none was given, and there is no .run/key_file.json: --key-file, --token)"
+        if self.key_file.is_file():
+            return f"the keys in {self.key_file}"
+        return f"a request without a key ({self.key_file} does not exist)"

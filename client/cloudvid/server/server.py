@@ -1,0 +1,306 @@
+"""Asks a model server about its stages, waits for them and scales them.
+
+Two properties of TorchServe 0.12 (both measured) decide how its management API is used:
+
+- `?customized=true` waits in the stage's queue behind the jobs, and stays there after the caller has gone. So it is
+  asked only if a worker is ready and nothing is queued, one question at a time, and an answer is used until the next
+  one.
+- `synchronous=true` blocks one of the server's few network threads, and all connections on it, until the workers are
+  loaded. So it is not used: the state is polled instead.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cloudvid.endpoints import errors
+from cloudvid.endpoints.answers import error_body, plain
+from cloudvid.endpoints.connection import CONNECT_SECONDS, Connection, is_local
+from cloudvid.server.local import last_error, resident_bytes, server_process, worker_log
+from cloudvid.server.state import StageStatus, Worker, read_status
+from cloudvid_schema.protocol import Description, Stage
+
+_PATIENCE_SECONDS = 1.0
+_QUESTION_SECONDS = 3600.0
+_KEY_FILE_SECONDS = 15.0
+_UNHEALTHY_SECONDS = 20.0  # a worker that died is back sooner; one that cannot load never is
+_POLL_SECONDS = 0.5
+
+
+class Server:
+    """The model servers behind the two endpoints; usually both are the same one.
+
+    Args:
+        connection: sends the requests.
+        urls: address of each stage's endpoint.
+        management: address of each stage's management API.
+        sleep: waits.
+        clock: monotonic seconds.
+        resident: resident bytes of a process on this machine, None if there is no such process.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        urls: Mapping[Stage, str],
+        management: Mapping[Stage, str],
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        resident: Callable[[int], int | None] = resident_bytes,
+    ) -> None:
+        self.urls, self.sleep, self.clock = urls, sleep, clock
+        self._connection, self._management, self._resident = connection, management, resident
+        self._questions: dict[Stage, _Question] = {}
+        self._answered: dict[Stage, _Question] = {}
+
+    @property
+    def has_token(self) -> bool:
+        """Whether a fixed token is used."""
+        return self._connection.credentials.token is not None
+
+    @property
+    def key_file(self) -> Path | None:
+        """TorchServe's key file, if one is used."""
+        return self._connection.credentials.key_file
+
+    def ping(self, stage: Stage) -> int:
+        """HTTP status of `/ping` at a stage's server: 200 even while workers load or if there are none, 500 once a
+        worker of any stage has been given up.
+
+        Raises:
+            ServerUnavailable: nothing answers, or the token is refused.
+        """
+        # The stage tells a proxy with two servers behind it which one is meant. If only the path decides, it is a 404.
+        for query in ({"stage": stage}, {}):
+            with self._connection.call("GET", f"{self.urls[stage]}/ping", "inference", params=query) as response:
+                status = response.status_code
+            if status != 404:
+                break
+        return status
+
+    def look(self, stage: Stage) -> StageStatus:
+        """The state of a stage, from whatever can be asked: `/ping`, then the management API or else a proxy.
+
+        Raises:
+            Unreachable: nothing answers at the endpoint's address.
+            Unauthorized: the token is refused.
+            NotReady: the server does not have the stage's model.
+        """
+        ping = self.ping(stage)
+        try:
+            seen = self.manage(stage)
+        except (errors.Unreachable, errors.Unauthorized):
+            seen = self._behind_proxy(stage)
+        return seen.model_copy(update={"ping": ping, "unhealthy": ping == 500})
+
+    def manage(self, stage: Stage) -> StageStatus:
+        """The state of a stage from the management API, which answers at once even if the stage is busy.
+
+        Raises:
+            Unreachable: the management API does not answer, or something else does.
+            Unauthorized: the key is refused or missing.
+            NotReady: the server does not have the stage's model.
+        """
+        with self._connection.call("GET", self._model_url(stage), "management") as response:
+            self._check(stage, response.status_code, response.content)
+            try:
+                seen = read_status(stage, self._management[stage], response.json()[0])
+            except (ValueError, LookupError, TypeError):
+                text = f"{self._model_url(stage)} is not a management API of TorchServe"
+                raise errors.Unreachable(text) from None
+        if not self._runs_here(seen.server):
+            return seen
+        sizes = {worker.pid: self._resident(worker.pid) for worker in seen.workers if worker.pid}
+        return seen.model_copy(update={"workers": tuple(_observed(worker, sizes) for worker in seen.workers)})
+
+    def status(self, stage: Stage, patience: float = _PATIENCE_SECONDS) -> StageStatus:
+        """The state of a stage from the management API, with a worker's description of itself.
+
+        Args:
+            stage: which stage.
+            patience: seconds to wait for the description.
+
+        Raises:
+            ServerUnavailable: the management API cannot be asked.
+        """
+        question = self._questions.get(stage)
+        was_waiting = question is not None and not question.is_over
+        seen = self.manage(stage)
+        # A question that no worker has taken yet counts as ours, not as a queued request.
+        is_waiting = was_waiting and question is not None and not question.is_over
+        queue = max(0, seen.queue - is_waiting)
+        pids = {worker.pid for worker in seen.workers if worker.state == "ready"}
+        if pids and not queue and not is_waiting:
+            question = self._questions[stage] = _Question(lambda: self._ask(stage, _QUESTION_SECONDS), pids)
+        is_busy = bool(pids) and (queue > 0 or question is None or not question.wait(patience))
+        if question is not None and question.answer is not None:
+            self._answered[stage] = question
+        known = self._answered.get(stage)
+        # A new process may have loaded another model: ignore what its predecessor said.
+        description = known.answer if known and known.pids & pids else None
+        update = {"queue": queue, "description": description, "busy": is_busy, "unhealthy": self._is_unhealthy(stage)}
+        return seen.model_copy(update=update)
+
+    def describe(self, stage: Stage, timeout: float = CONNECT_SECONDS) -> Description | None:
+        """A worker's description of itself; None if no worker is ready or none answers in time.
+
+        The question waits in the stage's queue like any request.
+        """
+        try:
+            return self._ask(stage, timeout) if self.manage(stage).ready else None
+        except errors.CloudVidError:
+            return None
+
+    def check_ready(self, *stages: Stage) -> None:
+        """Return if every stage has a ready worker, or if the endpoints answer and workers cannot be counted.
+
+        Raises:
+            Unreachable: nothing answers at an endpoint's address.
+            Unauthorized: the token is refused.
+            NotReady: a stage has no ready worker.
+        """
+        for stage in stages or tuple(Stage):
+            seen = self.look(stage)
+            if seen.ready:
+                continue  # whatever has happened to another worker
+            said = last_error(worker_log(self.key_file), stage)
+            if seen.unhealthy:
+                why = said or "see the server's log"
+                raise errors.Unhealthy(f"{self.urls[stage]}/ping answers 500: workers fail to start: {why}")
+            if seen.ping != 200:
+                raise errors.Unreachable(f"{self.urls[stage]}/ping answers {seen.ping}")
+            if seen.counted_by == "nothing":
+                continue
+            if not seen.workers:
+                raise errors.NotReady(f"{stage} has no workers; start one with `cloudvid scale {stage} 1`")
+            remedy = f"last error in the log: {said}" if said else "`cloudvid wait` waits for one"
+            raise errors.NotReady(f"{stage} has 0 of {len(seen.workers)} workers ready; {remedy}")
+
+    def wait_until_ready(
+        self,
+        *stages: Stage,
+        timeout: float = 600.0,
+        on_wait: Callable[[errors.ServerUnavailable], None] = lambda error: None,
+    ) -> None:
+        """Wait until every stage has a ready worker.
+
+        Args:
+            stages: which stages; default: both.
+            timeout: seconds.
+            on_wait: called with the reason each time a check fails.
+
+        Raises:
+            ServerUnavailable: the last reason after `timeout` seconds; `Untrusted` at once.
+        """
+        began = self.clock()
+        unhealthy_since: float | None = None
+        while True:
+            try:
+                return self.check_ready(*stages)
+            except errors.ServerUnavailable as error:
+                now = self.clock()
+                limit = timeout
+                if isinstance(error, errors.Unauthorized):
+                    # The key file may not be written yet. A wrong token stays wrong.
+                    limit = min(timeout, _KEY_FILE_SECONDS if self.key_file else 0.0)
+                is_unhealthy = isinstance(error, errors.Unhealthy)
+                unhealthy_since = (unhealthy_since or now) if is_unhealthy else None
+                is_given_up = unhealthy_since is not None and now - unhealthy_since >= _UNHEALTHY_SECONDS
+                if now - began >= limit or is_given_up or isinstance(error, errors.Untrusted):
+                    raise
+                on_wait(error)
+            self.sleep(_POLL_SECONDS)
+
+    def set_workers(self, stage: Stage, least: int, most: int) -> None:
+        """Tell TorchServe how many workers a stage should have; it starts and stops them in its own time.
+
+        It starts workers up to `least` and stops those above `most`, the newest first. A request in progress on a
+        stopped worker goes back to the queue.
+
+        Raises:
+            ServerUnavailable: the management API cannot be asked, or TorchServe refuses.
+        """
+        query = {"min_worker": least, "max_worker": most}
+        with self._connection.call("PUT", self._model_url(stage), "management", params=query) as response:
+            self._check(stage, response.status_code, response.content)
+
+    def _is_unhealthy(self, stage: Stage) -> bool:
+        try:
+            return self.ping(stage) == 500
+        except errors.CloudVidError:
+            return False
+
+    def _behind_proxy(self, stage: Stage) -> StageStatus:
+        """The workers that a proxy's `/ready` counts: those of one host, if there are several behind it."""
+        url = f"{self.urls[stage]}/ready"
+        unknown = StageStatus(stage=stage, server=self.urls[stage], counted_by="nothing")
+        try:
+            with self._connection.call("GET", url, "inference", params={"stage": stage}) as response:
+                counts = {name: int(count) for name, count in response.json()["stages"][stage]["workers"].items()}
+                ready = counts["READY"]
+        except (errors.CloudVidError, ValueError, LookupError, TypeError, AttributeError):
+            return unknown
+        states = ["ready"] * ready + ["loading"] * (sum(counts.values()) - ready)
+        workers = tuple(Worker.model_validate({"id": "", "state": state}) for state in states)
+        return unknown.model_copy(update={"counted_by": "proxy", "workers": workers})
+
+    def _model_url(self, stage: Stage) -> str:
+        return f"{self._management[stage]}/models/{stage}"
+
+    def _check(self, stage: Stage, status: int, content: bytes) -> None:
+        if status in (200, 202):
+            return
+        body = error_body(status, content)
+        if status == 404:
+            raise errors.NotReady(f"{self._management[stage]} has no model {stage}", body)
+        text = f"{self._model_url(stage)} answers {status} {plain(body.type)}: {plain(body.message)}"
+        raise errors.Unreachable(text, body)
+
+    def _ask(self, stage: Stage, timeout: float) -> Description | None:
+        url = f"{self._model_url(stage)}?customized=true"
+        try:
+            with self._connection.call("GET", url, "management", timeout=(CONNECT_SECONDS, timeout)) as response:
+                return Description.model_validate(response.json()[0]["customizedMetadata"])
+        except (errors.CloudVidError, ValueError, LookupError, TypeError):
+            return None
+
+    def _runs_here(self, address: str) -> bool:
+        """Whether the workers' process ids are valid on this machine (in a container they are not)."""
+        if not is_local(address):
+            return False  # and the end of a tunnel is local too, so the server's own folder has to confirm it
+        server = server_process(self.key_file.parent) if self.key_file else None
+        return server is not None and urlsplit(address).port == server[1] + 1
+
+
+def _observed(worker: Worker, sizes: Mapping[int, int | None]) -> Worker:
+    """A worker on this machine as it really is: TorchServe notices deaths late, and then measures no memory."""
+    if worker.pid is None:
+        return worker
+    size = sizes[worker.pid]
+    return worker.model_copy(update={"state": "dead", "memory": None} if size is None else {"memory": size})
+
+
+class _Question:
+    """`?customized=true`, asked once in a thread of its own, however long the answer takes."""
+
+    def __init__(self, ask: Callable[[], Description | None], pids: set[int | None]) -> None:
+        self.pids = pids
+        self.answer: Description | None = None
+        self._done = threading.Event()
+        threading.Thread(target=self._run, args=(ask,), name="question", daemon=True).start()
+
+    def _run(self, ask: Callable[[], Description | None]) -> None:
+        self.answer = ask()
+        self._done.set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was answered or has failed."""
+        return self._done.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is over within so many seconds."""
+        return self._done.wait(seconds)

@@ -1,0 +1,252 @@
+"""A TorchServe process group: started, found again, and stopped as a whole.
+
+Everything that belongs to a running server is in its run folder: log, key file, process id, TMPDIR. It has ports and a
+process group of its own, so it works beside another TorchServe on the same host.
+"""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cloudvid_schema.processes import taken_ports
+from deploy.archives import STAGES, check
+from deploy.exporter import EXPORTER
+from deploy.java import java_home
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHONPATH = os.pathsep.join((str(ROOT), str(ROOT / "client")))
+"""For programs of this repository that start in another folder."""
+PORTS = EXPORTER + 1
+"""Consecutive ports: inference, management, metrics, two for gRPC, and the exporter's."""
+_STOP_SECONDS = 20
+_SOCKET_PATH = 100  # bytes; Linux allows 108 for a Unix socket, including `/.ts.sock.9000`
+# TorchServe reads these; a user's shell may have them for another server.
+_FOREIGN = re.compile(r"^(TS_|PYTHONPATH$|LOG_LOCATION$|METRICS_LOCATION$|TEMP$|TMP$)")
+
+
+class ServerError(RuntimeError):
+    """The server cannot be started or stopped; the message says why and what to do."""
+
+
+def free_port() -> int:
+    """A port that is free together with the five above it."""
+    # Below the range from which the kernel takes ports for outgoing connections.
+    for port in random.sample(range(20_000, 32_000, 10), 200):
+        if not taken_ports(range(port, port + PORTS)):
+            return port
+    raise ServerError("there are no six consecutive free ports on 127.0.0.1")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A TorchServe: its folder, its first port and its stages."""
+
+    run_dir: Path
+    """Absolute."""
+    port: int
+    stages: tuple[str, ...] = STAGES
+
+    @property
+    def url(self) -> str:
+        """Address of the endpoints; the management API is one port above."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """Output of TorchServe and its workers."""
+        return self.run_dir / "server.log"
+
+    @property
+    def pid_file(self) -> Path:
+        """Process group and port of the running server."""
+        return self.run_dir / "server.json"
+
+    def spawn(self, model_store: Path, foreground: bool = False) -> subprocess.Popen[bytes]:
+        """Start TorchServe, with the exporter beside it, in a process group of its own.
+
+        Raises:
+            ArchiveError: an archive is missing or has changed.
+            JavaError: there is no Java.
+            ServerError: a port is in use, or a server runs in this folder already.
+        """
+        if running := running_in(self.run_dir):
+            raise ServerError(f"a server is already running on {running.url} (stop it with `make stop`)")
+        for stage in self.stages:
+            check(stage, model_store)
+        if taken := taken_ports(range(self.port, self.port + PORTS)):
+            last = self.port + PORTS - 1
+            text = f"port {taken[0]} is in use, of {self.port} to {last}; choose others with PORT= (--port)"
+            raise ServerError(text)
+        java = java_home()
+        self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for old in ("key_file.json", "server.json"):
+            (self.run_dir / old).unlink(missing_ok=True)
+        command = [sys.executable, "-m", "deploy.exporter", "--port", str(self.port)]
+        command += [f"--stage={stage}" for stage in self.stages]
+        command += ["--", str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
+        command += ["--no-config-snapshots", "--ts-config", str(ROOT / "config.properties")]
+        command += ["--model-store", str(model_store.resolve())]
+        command += ["--models", *(f"{stage}={stage}.mar" for stage in self.stages)]
+        with _signals_deferred():  # a signal between these two would leave a server that cannot be found
+            process = self._popen(command, java, foreground)
+            self.pid_file.write_text(json.dumps({"pid": process.pid, "port": self.port}))
+        return process
+
+    def _popen(self, command: list[str], java: Path, foreground: bool) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            cwd=self.run_dir,
+            env=self._environment(java),
+            stdin=subprocess.DEVNULL,
+            stdout=None if foreground else self.log.open("wb"),
+            stderr=None if foreground else subprocess.STDOUT,
+            start_new_session=True,
+            umask=0o077,  # TorchServe writes the key file before it restricts its mode
+        )
+
+    def _environment(self, java: Path) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
+        base = "http://127.0.0.1:{}"
+        return {
+            # On a CPU the workers share the cores: threads that spin while waiting double the time of a small batch.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **kept,
+            "PYTHONPATH": PYTHONPATH,  # the exporter's; it removes it, since it would take precedence over the archives
+            "JAVA_HOME": str(java),
+            "TMPDIR": str(self._tmp_dir()),
+            "TEMP": str(self._tmp_dir()),  # TorchServe passes this on to Java
+            "LOG_LOCATION": str(self.run_dir / "logs"),
+            "METRICS_LOCATION": str(self.run_dir / "logs"),
+            "TS_INFERENCE_ADDRESS": base.format(self.port),
+            "TS_MANAGEMENT_ADDRESS": base.format(self.port + 1),
+            "TS_METRICS_ADDRESS": base.format(self.port + 2),
+            "TS_GRPC_INFERENCE_ADDRESS": "127.0.0.1",
+            "TS_GRPC_MANAGEMENT_ADDRESS": "127.0.0.1",
+            "TS_GRPC_INFERENCE_PORT": str(self.port + 3),
+            "TS_GRPC_MANAGEMENT_PORT": str(self.port + 4),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _tmp_dir(self) -> Path:
+        """The server's TMPDIR, which contains its workers' sockets: a link to a shorter path if it is too long."""
+        folder = self.run_dir / "tmp"
+        if len(os.fsencode(folder)) <= _SOCKET_PATH - len("/.ts.sock.9999"):
+            folder.mkdir(exist_ok=True, mode=0o700)
+            return folder
+        if not folder.is_dir():
+            folder.unlink(missing_ok=True)
+            folder.symlink_to(tempfile.mkdtemp(prefix="cloudvid-", dir="/tmp"))
+        return folder.readlink()
+
+    def listens(self) -> bool:
+        """Whether the management API accepts connections and the keys exist."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port + 1)) == 0 and (self.run_dir / "key_file.json").is_file()
+
+    def last_words(self, code: int) -> str:
+        """A message about a server that ended by itself."""
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+        return f"the server ended with {code}; the end of {self.log}:\n{tail}"
+
+    def stop(self) -> bool:
+        """Stop all processes of the server: first by SIGTERM, then by SIGKILL.
+
+        Returns:
+            Whether it was running.
+        """
+        try:
+            pid = json.loads(self.pid_file.read_text())["pid"]
+        except (OSError, ValueError, KeyError):
+            return False
+        alive = running = group(pid, self.run_dir)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, number)
+                alive = alive_after(alive, _STOP_SECONDS)
+        self.pid_file.unlink(missing_ok=True)
+        (self.run_dir / "key_file.json").unlink(missing_ok=True)
+        tmp = self.run_dir / "tmp"
+        if tmp.exists():
+            shutil.rmtree(tmp.resolve(), ignore_errors=True)
+        if tmp.is_symlink():
+            tmp.unlink()
+        return bool(running)
+
+
+def alive_after(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that have not ended within so many seconds.
+
+    A process that has ended but was not reaped by init counts as ended: some inits are slow, and some containers have
+    none.
+    """
+    ends = time.monotonic() + seconds
+    left = list(processes)
+    while (left := [process for process in left if _is_alive(process)]) and time.monotonic() < ends:
+        time.sleep(0.01)
+    return left
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        # A main thread that has ended while others keep the memory and the ports looks like a zombie too.
+        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
+    except psutil.Error:
+        return False
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Deliver signals after the block instead of during it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals only interrupt the main thread
+        return
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in received:
+            signal.raise_signal(late)
+
+
+def group(pid: int, run_dir: Path) -> list[psutil.Process]:
+    """The processes of a server's group, if the group still belongs to the server of this run folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == pid and _is_alive(process):
+                found.append(process)
+    logs = str(run_dir / "logs")
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("LOG_LOCATION") == logs:
+                return found
+    return []
+
+
+def running_in(run_dir: Path) -> Server | None:
+    """The server that runs in a run folder, if there is one."""
+    try:
+        record = json.loads((run_dir / "server.json").read_text())
+        return Server(run_dir, record["port"]) if group(record["pid"], run_dir) else None
+    except (OSError, ValueError, KeyError):
+        return None

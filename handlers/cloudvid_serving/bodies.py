@@ -1,0 +1,146 @@
+"""Reads the forms of an endpoint's body (docs/openapi.json) into a validated request.
+
+A server passes what it has parsed: the fields of the query or form as text, and the body. All forms are equivalent:
+parameters as text fields, parameters as one JSON object, and for `i2v` a picture as bytes or base64.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from cloudvid_schema import strict_json
+from cloudvid_schema.faults import Fault, faults_of, place_of
+from cloudvid_schema.protocol import (
+    IMAGE_TYPES,
+    JSON,
+    MAX_IMAGE_BYTES,
+    MULTIPART,
+    ImageToVideoRequest,
+    Request,
+    RequestError,
+    Stage,
+    TextToImageRequest,
+)
+
+_MODELS: dict[Stage, type[TextToImageRequest] | type[ImageToVideoRequest]] = {
+    Stage.T2I: TextToImageRequest,
+    Stage.I2V: ImageToVideoRequest,
+}
+ACCEPTED = {Stage.T2I: (JSON,), Stage.I2V: (MULTIPART, *IMAGE_TYPES, JSON)}
+"""Media types that each endpoint reads."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """An HTTP request, as far as a stage cares for it."""
+
+    content_type: str
+    """Media type without its parameters, lower case; empty where none was sent."""
+    fields: Mapping[str, bytes]
+    """Query parameters and the parts of a form, by name."""
+    content: bytes = b""
+    """The body, unless it was a form."""
+
+
+def read(stage: Stage, body: Body) -> tuple[Request, bytes | None]:
+    """The request that a body means, and its picture.
+
+    Returns:
+        The validated request; for `i2v` the bytes of the picture file (not yet looked at), for `t2i` None.
+
+    Raises:
+        RequestError: 400, 413, 415 or 422, with every fault that was found.
+    """
+    if body.content_type not in ACCEPTED[stage]:
+        got = body.content_type if body.content_type.isprintable() else strict_json.shorten(body.content_type)
+        message = f"Content-Type must be one of {', '.join(ACCEPTED[stage])}; got {got[:80] or 'none'}"
+        raise RequestError(415, "UnsupportedMediaType", message)
+    fields = dict(body.fields)
+    values: dict[str, Any] = {}
+    picture: bytes | None = None
+    if body.content_type == MULTIPART:
+        picture = fields.pop("image", None)
+        if "parameters" in fields:
+            values = _json_object(fields.pop("parameters"), "parameters")
+    elif body.content_type == JSON:
+        values = _json_object(body.content, "body")
+    else:
+        picture = body.content
+        if not picture:
+            raise RequestError.unreadable("the body is empty; it must be the picture's bytes")
+    if stage is Stage.I2V and picture is None and "image" in values:
+        picture = _base64(values.pop("image"))
+    _add_fields(values, fields, stage)
+    request, faults = _validate(stage, values)
+    if stage is Stage.I2V and not picture:
+        faults.insert(0, Fault("image", "is required", has_value=False))
+    if faults or request is None:
+        raise RequestError.invalid(faults)
+    if picture is not None and len(picture) > MAX_IMAGE_BYTES:
+        raise too_large(len(picture))
+    return request, picture
+
+
+def too_large(size: int, limit: int = MAX_IMAGE_BYTES) -> RequestError:
+    """413: the picture file has more bytes than are taken."""
+    return RequestError(
+        413, "TooLarge", f"image: must be at most {limit} bytes, got {size} bytes; send a smaller picture"
+    )
+
+
+def _validate(stage: Stage, values: dict[str, Any]) -> tuple[Request | None, list[Fault]]:
+    model = _MODELS[stage]
+    try:
+        return model.model_validate(values), []
+    except ValidationError as error:
+        return None, faults_of(error, model)
+
+
+def _json_object(text: bytes, what: str) -> dict[str, Any]:
+    if not text.strip():
+        raise RequestError.unreadable(f"the {what} is empty; it must be a JSON object")
+    try:
+        value = strict_json.loads(text)
+    except strict_json.JsonError as error:
+        raise RequestError.unreadable(f"{what}: {error}") from None
+    if not isinstance(value, dict):
+        raise RequestError.unreadable(f"the {what} must be a JSON object, got {strict_json.shorten(value)}")
+    return value
+
+
+def _base64(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise RequestError.invalid([Fault("image", "must be a base64 string", text)])
+    if len(text) > MAX_IMAGE_BYTES * 4 // 3 + 4:
+        raise too_large(len(text) * 3 // 4)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError.invalid(
+            [Fault("image", "must be base64 (RFC 4648, no line breaks, no data: prefix)", text[:40])]
+        ) from None
+
+
+def _add_fields(values: dict[str, Any], fields: Mapping[str, bytes], stage: Stage) -> None:
+    """Add text fields to the JSON values: `6` is a number where the parameter is one, as in JSON itself."""
+    for name, raw in fields.items():
+        if name in values:
+            raise RequestError.invalid(
+                [Fault(place_of((name,)), "is given twice, in JSON and as a field", has_value=False)]
+            )
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            raise RequestError.invalid([Fault(place_of((name,)), "must be UTF-8", ascii(raw[:40]))]) from None
+        field = _MODELS[stage].model_fields.get(name)
+        if field is None or field.annotation is str or name == "fit":
+            values[name] = text
+            continue
+        try:
+            values[name] = strict_json.loads(text)
+        except strict_json.JsonError:
+            values[name] = text  # the parameter's own rule then names it
