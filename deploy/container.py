@@ -3,9 +3,9 @@
     cloudvid-container [OPTION...]       the whole job: every scene file of input_data, into output_data/NAME/, with the
                                          options of `cloudvid run`
     cloudvid-container serve [t2i|i2v]   TorchServe with both stages or one, on loopback; options of deploy/server.py
-    cloudvid-container proxy OPTION...   nginx before it, on port 8443; options of deploy/proxy.py
-    cloudvid-container weights           have the models at hand, then end (PROFILE is real where it is not set)
-    cloudvid-container health [URL...]   0 where each stage that runs here, or each URL, is ready
+    cloudvid-container proxy OPTION...   nginx in front of it, on port 8443; options of deploy/proxy.py
+    cloudvid-container weights           fetch or make the models, then end (PROFILE defaults to real)
+    cloudvid-container health [URL...]   0 if each stage that runs here, or each URL, is ready
     cloudvid-container COMMAND ...       `cloudvid COMMAND ...`
 
 PROFILE (auto, demo, real, tiny) chooses the models. Exit codes are `cloudvid run`'s; of several files the worst one.
@@ -28,14 +28,12 @@ from typing import NoReturn
 from cloudvid.batch.scenes import read_scenes
 from cloudvid.endpoints.errors import CloudVidError
 from cloudvid_schema.processes import interrupts
-from deploy.archives import STAGES
-from deploy.exporter import EXPORTER
+from deploy.archives import ROOT, STAGES
+from deploy.ports import EXPORTER
 from deploy.profiles import PROFILES, ModelsError, choose_models
 
-_ROOT = Path(__file__).resolve().parent.parent
-_INPUT, _OUTPUT, _MODELS, _RUN = (_ROOT / name for name in ("input_data", "output_data", "models", ".run"))
-_SERVER = [sys.executable, "-m", "deploy.server"]
-_PROXY = [sys.executable, "-m", "deploy.proxy"]
+_INPUT, _OUTPUT, _MODELS, _RUN = (ROOT / name for name in ("input_data", "output_data", "models", ".run"))
+_PYTHON = [sys.executable, "-m"]
 _CLOUDVID = str(Path(sys.executable).with_name("cloudvid"))
 _FILES = "_files"  # the loop over scene files, as what `deploy/server.py with` runs beside the server
 _WAIT = "1800"  # s for the models to load
@@ -85,8 +83,8 @@ def _whole_job(options: list[str]) -> int:
                 print(f"error: {file.name}: {line}", file=sys.stderr)
     if not whole:
         return code
-    loop = [sys.executable, "-m", "deploy.container", _FILES, str(code), *options, "--", *whole]
-    return _run([*_SERVER, "with", "--profile", profile, "--", *loop])
+    loop = [*_PYTHON, "deploy.container", _FILES, str(code), *options, "--", *whole]
+    return _run([*_PYTHON, "deploy.server", "with", "--profile", profile, "--", *loop])
 
 
 def _render(arguments: list[str]) -> int:
@@ -100,8 +98,7 @@ def _render(arguments: list[str]) -> int:
     for number, file in enumerate(map(Path, files), start=1):
         folder = _OUTPUT / file.stem
         print(f"{file.name} -> {folder} (file {number} of {len(files)})", flush=True)
-        command = [_CLOUDVID, "run", str(file), "--output-dir", str(folder), "--wait", _WAIT, *options]
-        last = _run(command)
+        last = _run([_CLOUDVID, "run", str(file), "--output-dir", str(folder), "--wait", _WAIT, *options])
         code = max(code, last)
         if last in (3, 130):  # without its server, or interrupted, the next one would fare no better
             if left := [Path(name).name for name in files[number:]]:
@@ -135,7 +132,8 @@ def _serve(arguments: list[str]) -> NoReturn:
     options, others = parser.parse_known_args(arguments)
     _keep_apart(options.run_dir)
     stage = ["--stage", options.stage] if options.stage else []
-    _exec([*_SERVER, "serve", *stage, "--profile", _profile(), "--run-dir", str(options.run_dir), *others])
+    run_dir = ["--run-dir", str(options.run_dir)]
+    _exec([*_PYTHON, "deploy.server", "serve", *stage, "--profile", _profile(), *run_dir, *others])
 
 
 def _keep_apart(run_dir: Path) -> None:
@@ -153,10 +151,6 @@ def _keep_apart(run_dir: Path) -> None:
         if not link.exists():
             (apart / name).mkdir(mode=0o700)
             link.symlink_to(apart / name)
-
-
-def _proxy(arguments: list[str]) -> NoReturn:
-    _exec([*_PROXY, "--listen", "0.0.0.0:8443", *arguments])
 
 
 def _weights(arguments: list[str]) -> int:
@@ -185,20 +179,9 @@ def _health(urls: list[str]) -> int:
     return 0
 
 
-def _help(arguments: list[str]) -> int:
-    print(__doc__)
-    return 0
-
-
-def _cloudvid(arguments: list[str]) -> NoReturn:
-    _exec([_CLOUDVID, *arguments])
-
-
 _ACTIONS: dict[str, Callable[[list[str]], int]] = {
-    "-h": _help,
-    "--help": _help,
     "serve": _serve,
-    "proxy": _proxy,
+    "proxy": lambda options: _exec([*_PYTHON, "deploy.proxy", "--listen", "0.0.0.0:8443", *options]),
     "weights": _weights,
     "health": _health,
     _FILES: _render,
@@ -207,12 +190,16 @@ _ACTIONS: dict[str, Callable[[list[str]], int]] = {
 
 def main(arguments: list[str]) -> int:
     """Carry out what the container was started for; the exit code."""
+    first = arguments[0] if arguments else ""
     try:
-        if arguments and arguments[0] in _ACTIONS:
-            return _ACTIONS[arguments[0]](arguments[1:])
-        if not arguments or arguments[0].startswith("-"):
+        if first in ("-h", "--help"):
+            print(__doc__)
+            return 0
+        if first in _ACTIONS:
+            return _ACTIONS[first](arguments[1:])
+        if not arguments or first.startswith("-"):
             return _whole_job(arguments)
-        return _cloudvid(arguments)
+        _exec([_CLOUDVID, *arguments])
     except (UsageError, ModelsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 3

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from cloudvid.server.doctor import GIGABYTE, Finding, Level, disk_space, examine
+from cloudvid.server.doctor import GIGABYTE, Finding, disk_space, examine
 from cloudvid_schema.protocol import Stage
 from deploy import archives, java
-from deploy.archives import ArchiveError
-from deploy.torchserve import ROOT
+from deploy.archives import ROOT, ArchiveError
 
 _REAL_MEMORY = 8 * GIGABYTE  # the default models take 2.6 and 4.5 GB in half precision, twice as much on a CPU
 _REAL_WEIGHTS = 10 * GIGABYTE
@@ -28,22 +27,18 @@ _REINSTALL = "`make clean`, then `make setup`"
 
 def java_runtime() -> Iterator[Finding]:
     """The Java runtime that will run TorchServe."""
-    passed_over = []
+    passed_over: list[str] = []
     for runtime in java.found():
         if runtime.is_usable:
-            found = f"Java {runtime.version} from {runtime.source}: {runtime.home}"
-            yield Finding(check="java", level="ok", found=found)
-            break
+            yield Finding.ok("java", f"Java {runtime.version} from {runtime.source}: {runtime.home}")
+            if passed_over:
+                remedy = "unset or correct it, so that it is clear which Java runs"
+                yield Finding.note("java", "; ".join(passed_over), remedy)
+            return
         state = f"is {runtime.version}" if runtime.version else "does not run"
         passed_over.append(f"the Java from {runtime.source}, {runtime.home}, {state}")
-    else:
-        found = "; ".join(passed_over) or "there is no Java, which TorchServe needs"
-        remedy = f"`make setup` installs Java {java.REQUIRED} or newer"
-        yield Finding(check="java", level="problem", found=found, remedy=remedy)
-        return
-    if passed_over:
-        remedy = "unset or correct it, so that it is clear which Java runs"
-        yield Finding(check="java", level="note", found="; ".join(passed_over), remedy=remedy)
+    found = "; ".join(passed_over) or "there is no Java, which TorchServe needs"
+    yield Finding.problem("java", found, f"`make setup` installs Java {java.REQUIRED} or newer")
 
 
 def torch_and_gpu() -> Iterator[Finding]:
@@ -54,44 +49,36 @@ def torch_and_gpu() -> Iterator[Finding]:
         gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         version, built = torch.__version__, torch.version.cuda
     except Exception as error:  # a broken installation can fail in any way
-        found = f"torch does not work: {type(error).__name__}: {error}"
-        yield Finding(check="torch", level="problem", found=found, remedy=_REINSTALL)
+        yield Finding.problem("torch", f"torch does not work: {type(error).__name__}: {error}", _REINSTALL)
         return
-    driver = list(_driver())
-    has_gpu = driver[0].level == "ok"
+    driver = _driver()
+    unseen = f"torch {version} sees no CUDA GPU"
     if gpus:
         names = ", ".join(f"{gpu.name} with {gpu.total_memory / GIGABYTE:.0f} GB" for gpu in gpus)
-        yield Finding(check="torch", level="ok", found=f"torch {version}, CUDA {built}: {names}")
-    elif not has_gpu:
-        found, remedy = f"torch {version} sees no CUDA GPU", "use PROFILE=demo; the real models need a GPU"
-        yield Finding(check="torch", level="note", found=found, remedy=remedy)
+        yield Finding.ok("torch", f"torch {version}, CUDA {built}: {names}")
+    elif driver.level != "ok":
+        yield Finding.note("torch", unseen, "use PROFILE=demo; the real models need a GPU")
     elif built is None:
-        found, remedy = (
-            f"torch {version} is built without CUDA, but there is a GPU",
-            f"install a CUDA build: {_REINSTALL}",
-        )
-        yield Finding(check="torch", level="problem", found=found, remedy=remedy)
+        found = f"torch {version} is built without CUDA, but there is a GPU"
+        yield Finding.problem("torch", found, f"install a CUDA build: {_REINSTALL}")
     else:
-        found = f"torch {version} sees no CUDA GPU, but there is one"
         remedy = f"update the NVIDIA driver to one that runs CUDA {built}, and check CUDA_VISIBLE_DEVICES"
-        yield Finding(check="torch", level="problem", found=found, remedy=remedy)
-    yield from driver
+        yield Finding.problem("torch", f"{unseen}, but there is one", remedy)
+    yield driver
 
 
-def _driver() -> Iterator[Finding]:
+def _driver() -> Finding:
     if (program := shutil.which("nvidia-smi")) is None:
         remedy = "nothing, unless there is an NVIDIA GPU: then install its driver"
-        yield Finding(check="driver", level="note", found="there is no NVIDIA driver (nvidia-smi)", remedy=remedy)
-        return
+        return Finding.note("driver", "there is no NVIDIA driver (nvidia-smi)", remedy)
     query = "--query-gpu=index,name,driver_version,memory.used,memory.total"
     done = subprocess.run([program, query, "--format=csv,noheader"], capture_output=True, text=True, check=False)
     rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
     gpus = [f"GPU {row[0]}: {row[1]}, driver {row[2]}, {row[3]} of {row[4]} in use" for row in rows if len(row) == 5]
     if gpus:
-        yield Finding(check="driver", level="ok", found="; ".join(gpus))
-    else:
-        remedy = "reinstall the driver, or start the container with its GPUs (`--gpus all`)"
-        yield Finding(check="driver", level="problem", found="nvidia-smi sees no GPU", remedy=remedy)
+        return Finding.ok("driver", "; ".join(gpus))
+    remedy = "reinstall the driver, or start the container with its GPUs (`--gpus all`)"
+    return Finding.problem("driver", "nvidia-smi sees no GPU", remedy)
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
@@ -112,26 +99,20 @@ def memory(available: Callable[[], int | None] = available_memory) -> Iterator[F
     if (size := available()) is None:
         return
     found = f"{size / GIGABYTE:.1f} GB of memory are available"
-    level: Level = "ok"
-    remedy = ""
     if size < GIGABYTE / 2:
-        level, remedy = "problem", "close other programs: a worker without memory is killed"
+        yield Finding.problem("memory", found, "close other programs: a worker without memory is killed")
     elif size < _REAL_MEMORY:
-        level = "note"
         remedy = "enough for the demo models; the real ones take 3 and 5 GB while loading, twice as much on a CPU"
-    yield Finding(check="memory", level=level, found=found, remedy=remedy)
-
-
-def hub_cache() -> Path:
-    """Folder of the Hugging Face Hub's files."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = Path(os.environ.get("HF_HOME") or home / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or cache / "hub").expanduser()
+        yield Finding.note("memory", found, remedy)
+    else:
+        yield Finding.ok("memory", found)
 
 
 def disk() -> Iterator[Finding]:
-    """Space for weights."""
-    cache = hub_cache()
+    """Space for weights, in the cache of the Hugging Face Hub."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hub = Path(os.environ.get("HF_HOME") or home / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or hub / "hub").expanduser()
     parent = next(folder for folder in (cache, *cache.parents) if folder.exists())
     needs = "the real models take 8 GB; HF_HOME chooses another place"
     yield disk_space(shutil.disk_usage(parent).free, f"for weights in {cache}", _REAL_WEIGHTS, needs)
@@ -146,41 +127,36 @@ def ffmpeg() -> Iterator[Finding]:
         done = subprocess.run([program, "-version"], capture_output=True, text=True, check=True)
     except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         remedy = f"reinstall it ({_REINSTALL}), or set IMAGEIO_FFMPEG_EXE to another one"
-        found = f"ffmpeg, which encodes the clips, does not run: {error}"
-        yield Finding(check="ffmpeg", level="problem", found=found, remedy=remedy)
+        yield Finding.problem("ffmpeg", f"ffmpeg, which encodes the clips, does not run: {error}", remedy)
         return
     version = done.stdout.splitlines()[0].partition(" Copyright")[0]
-    yield Finding(check="ffmpeg", level="ok", found=f"{version}: {program}")
+    yield Finding.ok("ffmpeg", f"{version}: {program}")
 
 
 def model_archives(root: Path = ROOT) -> Iterator[Finding]:
     """The model archives, and whether their contents match this checkout."""
-    for stage in Stage:
-        path = root / "model_store" / f"{stage}.mar"
-        name = path.relative_to(root)
-        if not path.is_file():
-            remedy = "`make archives` builds it (`make start` does too)"
-            yield Finding(check="archives", level="note", found=f"{name} does not exist", remedy=remedy)
-            continue
-        try:
-            changed = _outdated(path, root, stage)
-        except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
-            remedy = "delete it, then `make archives`"
-            yield Finding(
-                check="archives", level="problem", found=f"{name} is not an archive of {stage}", remedy=remedy
-            )
-            continue
-        if changed:
-            remedy = "`make archives` builds it again (`make start` does too)"
-            found = f"{name} has another {changed} than this folder"
-            yield Finding(check="archives", level="note", found=found, remedy=remedy)
-            continue
-        try:
-            archives.check(stage, path.parent)
-        except ArchiveError as error:
-            yield Finding(check="archives", level="problem", found=str(error), remedy="no server starts with it")
-            continue
-        yield Finding(check="archives", level="ok", found=f"{name} is up to date")
+    return (_archive(root, stage) for stage in Stage)
+
+
+def _archive(root: Path, stage: Stage) -> Finding:
+    path = root / "model_store" / f"{stage}.mar"
+    name = path.relative_to(root)
+    builds = "`make archives` builds it{} (`make start` does too)"
+    if not path.is_file():
+        return Finding.note("archives", f"{name} does not exist", builds.format(""))
+    try:
+        changed = _outdated(path, root, stage)
+    except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
+        remedy = "delete it, then `make archives`"
+        return Finding.problem("archives", f"{name} is not an archive of {stage}", remedy)
+    if changed:
+        found = f"{name} has another {changed} than this folder"
+        return Finding.note("archives", found, builds.format(" again"))
+    try:
+        archives.check(stage, path.parent)
+    except ArchiveError as error:
+        return Finding.problem("archives", str(error), "no server starts with it")
+    return Finding.ok("archives", f"{name} is up to date")
 
 
 def _outdated(archive: Path, root: Path, stage: Stage) -> str:
@@ -193,19 +169,21 @@ def _outdated(archive: Path, root: Path, stage: Stage) -> str:
         manifest = json.loads(packed.read("MAR-INF/MANIFEST.json"))
         if manifest["model"]["modelName"] != stage or packed.testzip():
             raise ValueError(archive)
+        packed.getinfo(f"{stage}.yaml")
         names = set(packed.namelist())
-        for folder in ("client", "handlers"):
-            files = [*(root / folder).glob("cloudvid_*/**/*.py"), *(root / folder).glob(f"{stage}_handler.py")]
-            for file in sorted([*files, *(root / folder).glob("stage_handler.py")]):
-                name = file.relative_to(root / folder).as_posix()
-                if name not in names or packed.read(name) != file.read_bytes():
-                    return name
-        return "" if packed.read(f"{stage}.yaml") == (root / f"handlers/{stage}.yaml").read_bytes() else f"{stage}.yaml"
+        for folder in (root / "client", root / "handlers"):
+            for pattern in ("cloudvid_*/**/*.py", f"{stage}_handler.py", "stage_handler.py", f"{stage}.yaml"):
+                for file in sorted(folder.glob(pattern)):
+                    name = file.relative_to(folder).as_posix()
+                    if name not in names or packed.read(name) != file.read_bytes():
+                        return name
+    return ""
 
 
 def weights(root: Path = ROOT) -> Iterator[Finding]:
     """The models that the settings name: whether they are here and complete."""
     import yaml
+    from safetensors import SafetensorError, safe_open
 
     from cloudvid_stages.digests import check_list
     from cloudvid_stages.settings import SettingsError, read_settings
@@ -217,36 +195,25 @@ def weights(root: Path = ROOT) -> Iterator[Finding]:
             checkpoint = find(read_settings(SETTINGS[stage], stage, section))
         except SettingsError as error:
             remedy = "`make weights` downloads the real models; PROFILE=demo needs none"
-            yield Finding(check="weights", level="note", found=f"{stage}: {error}", remedy=remedy)
+            yield Finding.note("weights", f"{stage}: {error}", remedy)
             continue
+        folder = checkpoint.path
+        files = sorted(folder.rglob("*.safetensors"))
         try:
             checkpoint.check(stage)
-            _check_whole(checkpoint.path)
-            check_list(checkpoint.path, checkpoint.identity)
+            for file in files:
+                try:
+                    with safe_open(file, framework="pt"):
+                        pass  # it has as many bytes as its header promises
+                except (SafetensorError, OSError) as error:
+                    raise SettingsError(f"{file.relative_to(folder)} is cut or damaged: {error}") from None
+            check_list(folder, checkpoint.identity)
         except SettingsError as error:
-            yield Finding(check="weights", level="problem", found=f"{stage}: {error}", remedy="`make weights`")
+            yield Finding.problem("weights", f"{stage}: {error}", "`make weights`")
             continue
-        size = sum(file.stat().st_size for file in checkpoint.path.rglob("*.safetensors"))
-        found = f"{stage}: {checkpoint.identity}, {size / GIGABYTE:.2f} GB in {checkpoint.path}"
-        yield Finding(check="weights", level="ok", found=found)
-
-
-def _check_whole(folder: Path) -> None:
-    """Return if every safetensors file has as many bytes as its header promises.
-
-    Raises:
-        SettingsError: one is cut or damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    from cloudvid_stages.settings import SettingsError
-
-    for file in sorted(folder.rglob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise SettingsError(f"{file.relative_to(folder)} is cut or damaged: {error}") from None
+        size = sum(file.stat().st_size for file in files)
+        found = f"{stage}: {checkpoint.identity}, {size / GIGABYTE:.2f} GB in {folder}"
+        yield Finding.ok("weights", found)
 
 
 CHECKS = (java_runtime, torch_and_gpu, memory, disk, ffmpeg, model_archives, weights)
@@ -260,7 +227,7 @@ def main() -> int:
     except metadata.PackageNotFoundError:
         found = "torchserve is not installed in this Python: this checkout cannot serve"
         remedy = "`make setup`, if this machine is to serve"
-        findings = [Finding(check="setup", level="note", found=found, remedy=remedy)]
+        findings = [Finding.note("setup", found, remedy)]
     print(json.dumps([finding.model_dump() for finding in findings]))
     return 0
 

@@ -3,16 +3,15 @@
 `CLOUDVID_T2I_MODEL` and `CLOUDVID_I2V_MODEL` choose a stage's model regardless of the profile.
 """
 
-import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.archives import STAGES
+from cloudvid_schema.files import sha256
+from deploy.archives import ROOT, STAGES
 
-ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo/models"
 PROFILES = ("auto", "demo", "real", "tiny")
 _NOTES = {
@@ -36,44 +35,31 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
     Raises:
         ModelsError: the weights cannot be downloaded or made.
     """
-    unnamed = [stage for stage in stages if not os.environ.get(f"CLOUDVID_{stage.upper()}_MODEL")]
+    variables = {stage: f"CLOUDVID_{stage.upper()}_MODEL" for stage in stages}
+    chosen = {stage: Path(model).expanduser() for stage in stages if (model := os.environ.get(variables[stage]))}
+    unnamed = [stage for stage in stages if stage not in chosen]
     if profile == "auto" and unnamed:
-        profile = "real" if _has_gpu() else "demo"
-        print(f"profile {profile}: torch sees {'a' if profile == 'real' else 'no'} CUDA GPU", flush=True)
+        import torch
+
+        profile, sees = ("real", "a") if torch.cuda.is_available() else ("demo", "no")
+        print(f"profile {profile}: torch sees {sees} CUDA GPU", flush=True)
     # The workers start in another folder than this one.
-    chosen = {stage: os.environ[f"CLOUDVID_{stage.upper()}_MODEL"] for stage in stages if stage not in unnamed}
-    named = {
-        f"CLOUDVID_{stage.upper()}_MODEL": str(Path(model).expanduser().absolute())
-        for stage, model in chosen.items()
-        if Path(model).expanduser().is_dir()
-    }
-    if profile in ("demo", "tiny") and unnamed:
-        folders = {stage: _toys(profile) / f"cloudvid-{profile}-{stage}" for stage in unnamed}
-        missing = [str(folder) for folder in folders.values() if not (folder / "model_index.json").is_file()]
+    folders = {stage: model.absolute() for stage, model in chosen.items() if model.is_dir()}
+    if profile in _NOTES and unnamed:
+        toys = DEMO
+        if profile == "tiny":  # a folder for every version of the code that makes them
+            toys = ROOT / f"models/tiny-{sha256(ROOT / 'demo/tiny.py')[:8]}"
+        found = {stage: toys / f"cloudvid-{profile}-{stage}" for stage in unnamed}
+        missing = [str(folder) for folder in found.values() if not (folder / "model_index.json").is_file()]
         if missing and profile == "demo":
             raise ModelsError(f"there is no model in {', '.join(missing)}: check it out again, or `make demo-models`")
         if missing:
-            _run("demo.tiny", str(_toys(profile)))
-        named |= {f"CLOUDVID_{stage.upper()}_MODEL": str(folder) for stage, folder in folders.items()}
+            _run("demo.tiny", str(toys))
+        folders |= found
         print(_NOTES[profile], flush=True)
-    fetched = [stage for stage in stages if stage not in unnamed or profile == "real"]
-    if fetched:
+    if fetched := [stage for stage in stages if stage in chosen or profile == "real"]:
         _run("cloudvid_stages.weights", *fetched, "--settings", str(ROOT / "handlers"))
-    return named
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
-def _toys(profile: str) -> Path:
-    """The folder of the demo or tiny models; of the tiny ones another for every version of the code that makes them."""
-    if profile == "demo":
-        return DEMO
-    source = (ROOT / "demo/tiny.py").read_bytes()
-    return ROOT / "models" / f"tiny-{hashlib.sha256(source).hexdigest()[:8]}"
+    return {variables[stage]: str(folder) for stage, folder in folders.items()}
 
 
 def _run(module: str, *arguments: str) -> None:

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloudvid_schema.processes import interrupts
-from deploy.archives import STAGES, ArchiveError
+from deploy.archives import ROOT, STAGES, ArchiveError
 from deploy.java import JavaError, java_home
+from deploy.ports import PORTS
 from deploy.profiles import PROFILES, ModelsError, choose_models
-from deploy.torchserve import PORTS, ROOT, Server, ServerError, free_port, running_in
-
-_RUN_DIR = ROOT / ".run"
+from deploy.torchserve import RUN_DIR, Server, ServerError, free_port, running_in
 
 
 @contextlib.contextmanager
@@ -46,7 +45,7 @@ def _start(server: Server, model_store: Path) -> int:
             server.stop()
             raise
     wait = "cloudvid wait"
-    if server.run_dir != _RUN_DIR:
+    if server.run_dir != RUN_DIR:
         wait += f" --server {server.url} --key-file {shlex.quote(str(server.run_dir / 'key_file.json'))}"
     print(f"server on {server.url}, log {server.log} (the models are loading: `{wait}` waits for them)")
     return 0
@@ -105,8 +104,8 @@ def _with(server: Server, model_store: Path, command: list[str]) -> int:
 
 def _once(port: int, stages: tuple[str, ...], model_store: Path, client: list[str]) -> int:
     """`with`: a server in a temporary folder, which is only kept if something has failed."""
-    _RUN_DIR.mkdir(exist_ok=True, mode=0o700)
-    server = Server(Path(tempfile.mkdtemp(prefix="once-", dir=_RUN_DIR)), port, stages)
+    RUN_DIR.mkdir(exist_ok=True, mode=0o700)
+    server = Server(Path(tempfile.mkdtemp(prefix="once-", dir=RUN_DIR)), port, stages)
     code = 1
     try:
         code = _with(server, model_store, client)
@@ -119,9 +118,8 @@ def _once(port: int, stages: tuple[str, ...], model_store: Path, client: list[st
 
 
 def _port(text: str) -> int:
-    port = int(text)
     last = 65536 - PORTS
-    if not 0 < port <= last:
+    if not 0 < (port := int(text)) <= last:
         raise argparse.ArgumentTypeError(f"must be 1 to {last}, got {port}")
     return port
 
@@ -130,7 +128,7 @@ def main() -> int:
     """Carry out a command; the exit code is the server's or the client's."""
     parser = argparse.ArgumentParser(description="Run TorchServe with both archives.")
     parser.add_argument("action", choices=["serve", "start", "stop", "with", "java"])
-    parser.add_argument("--run-dir", type=Path, default=_RUN_DIR, help="for serve, start and stop")
+    parser.add_argument("--run-dir", type=Path, default=RUN_DIR, help="for serve, start and stop")
     parser.add_argument("--port", type=_port, help="default 8080, for `with` a free one; the next five are used too")
     parser.add_argument(
         "--stage", choices=STAGES, action="append", help="serve only this stage (repeatable; default: both)"

@@ -24,15 +24,14 @@ from pathlib import Path
 import psutil
 
 from cloudvid_schema.processes import taken_ports
-from deploy.archives import STAGES, check
-from deploy.exporter import EXPORTER
+from deploy.archives import ROOT, STAGES, check
 from deploy.java import java_home
+from deploy.ports import PORTS
 
-ROOT = Path(__file__).resolve().parent.parent
+RUN_DIR = ROOT / ".run"
+"""The run folder of `make start`."""
 PYTHONPATH = os.pathsep.join((str(ROOT), str(ROOT / "client")))
 """For programs of this repository that start in another folder."""
-PORTS = EXPORTER + 1
-"""Consecutive ports: inference, management, metrics, two for gRPC, and the exporter's."""
 _STOP_SECONDS = 20
 _SOCKET_PATH = 100  # bytes; Linux allows 108 for a Unix socket, including `/.ts.sock.9000`
 # TorchServe reads these; a user's shell may have them for another server.
@@ -88,10 +87,10 @@ class Server:
             raise ServerError(f"a server is already running on {running.url} (stop it with `make stop`)")
         for stage in self.stages:
             check(stage, model_store)
-        if taken := taken_ports(range(self.port, self.port + PORTS)):
-            last = self.port + PORTS - 1
-            text = f"port {taken[0]} is in use, of {self.port} to {last}; choose others with PORT= (--port)"
-            raise ServerError(text)
+        ports = range(self.port, self.port + PORTS)
+        if taken := taken_ports(ports):
+            span = f"{ports[0]} to {ports[-1]}"
+            raise ServerError(f"port {taken[0]} is in use, of {span}; choose others with PORT= (--port)")
         java = java_home()
         self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for old in ("key_file.json", "server.json"):
@@ -102,22 +101,28 @@ class Server:
         command += ["--no-config-snapshots", "--ts-config", str(ROOT / "config.properties")]
         command += ["--model-store", str(model_store.resolve())]
         command += ["--models", *(f"{stage}={stage}.mar" for stage in self.stages)]
-        with _signals_deferred():  # a signal between these two would leave a server that cannot be found
-            process = self._popen(command, java, foreground)
-            self.pid_file.write_text(json.dumps({"pid": process.pid, "port": self.port}))
+        signals: list[int] = []
+        try:
+            with signals_kept() as signals:  # delivered too early, one would leave a server that cannot be found
+                process = subprocess.Popen(
+                    command,
+                    cwd=self.run_dir,
+                    env=self._environment(java),
+                    stdin=subprocess.DEVNULL,
+                    stdout=None if foreground else self.log.open("wb"),
+                    stderr=None if foreground else subprocess.STDOUT,
+                    start_new_session=True,
+                    umask=0o077,  # TorchServe writes the key file before it restricts its mode
+                )
+                self.pid_file.write_text(json.dumps({"pid": process.pid, "port": self.port}))
+        finally:
+            try:
+                for number in signals:
+                    signal.raise_signal(number)
+            except BaseException:
+                self.stop()
+                raise
         return process
-
-    def _popen(self, command: list[str], java: Path, foreground: bool) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            command,
-            cwd=self.run_dir,
-            env=self._environment(java),
-            stdin=subprocess.DEVNULL,
-            stdout=None if foreground else self.log.open("wb"),
-            stderr=None if foreground else subprocess.STDOUT,
-            start_new_session=True,
-            umask=0o077,  # TorchServe writes the key file before it restricts its mode
-        )
 
     def _environment(self, java: Path) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
@@ -179,8 +184,8 @@ class Server:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, number)
                 alive = alive_after(alive, _STOP_SECONDS)
-        self.pid_file.unlink(missing_ok=True)
-        (self.run_dir / "key_file.json").unlink(missing_ok=True)
+        for old in ("key_file.json", "server.json"):
+            (self.run_dir / old).unlink(missing_ok=True)
         tmp = self.run_dir / "tmp"
         if tmp.exists():
             shutil.rmtree(tmp.resolve(), ignore_errors=True)
@@ -211,21 +216,19 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 @contextlib.contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Deliver signals after the block instead of during it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals only interrupt the main thread
-        return
+def signals_kept() -> Iterator[list[int]]:
+    """Put the signals of the block on a list instead of delivering them; what nohup ignores stays ignored."""
     received: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in signals}
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # they interrupt no other
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, lambda number, frame: received.append(number))
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for late in received:
-            signal.raise_signal(late)
 
 
 def group(pid: int, run_dir: Path) -> list[psutil.Process]:

@@ -1,17 +1,20 @@
-"""What the proxy stands before: this host's own TorchServe, or the proxies of several hosts."""
+"""The servers behind the proxy: this host's own TorchServe, or the proxies of several hosts."""
 
-import http.client
-import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+import urllib3
 
 from deploy import nginx_files
 from deploy.archives import STAGES
-from deploy.nginx_files import Address, Pool, ProxyError
+from deploy.nginx_files import Address, ProxyError
+from deploy.ports import EXPORTER
 from deploy.renewal import current
 
 _ASK_SECONDS = 2.0
@@ -26,31 +29,28 @@ _TOLD = {
 
 
 class OwnServers:
-    """TorchServe of this host, or its two, one a stage.
+    """TorchServe of this host, or its two, one a stage; `servers` maps each stage to its address and key file."""
 
-    Args:
-        servers: by stage, address and key file.
-        inside: where /ready, /live and /metrics are answered without a token.
-    """
-
-    def __init__(self, servers: Mapping[str, tuple[Address, Path]], inside: Address | None) -> None:
-        self._addresses = {stage: address for stage, (address, _) in servers.items()}
-        self._key_files = {stage: path for stage, (_, path) in servers.items()}
-        self._inside = inside
-        for stage, address in self._addresses.items():
+    def __init__(self, servers: Mapping[str, tuple[Address, Path]]) -> None:
+        self._servers = servers
+        for stage, (address, _) in servers.items():
             if not address.is_loopback:
                 raise ProxyError(f"--{stage}: TorchServe must be on this host's loopback, got {address}")
 
-    def files(self, tokens: Sequence[str]) -> dict[str, str]:
-        """Files for nginx about them. A stage whose server has no keys now is answered with 503."""
-        keys = {stage: found.inference for stage, path in self._key_files.items() if (found := current(path))}
+    def values(self) -> dict[str, object]:
+        """What the templates need to know of them. A stage whose server has no keys now is answered with 503."""
         return {
-            "pools.conf": nginx_files.pools_of_host(self._addresses, self._inside),
-            "secrets.conf": nginx_files.secrets(tokens, keys),
+            "pools": {
+                stage: {"servers": {address: True}, "states": {replace(address, port=address.port + EXPORTER): True}}
+                for stage, (address, _) in self._servers.items()
+            },
+            "is_one_server": len({address for address, _ in self._servers.values()}) == 1,
+            "scheme": "http",
+            "keys": {stage: found.inference for stage, (_, path) in self._servers.items() if (found := current(path))},
         }
 
     def __str__(self) -> str:
-        return ", ".join(f"{stage} on {address}" for stage, address in self._addresses.items())
+        return ", ".join(f"{stage} on {address}" for stage, (address, _) in self._servers.items())
 
 
 class Hosts:
@@ -71,8 +71,7 @@ class Hosts:
         if any(part.scheme != self.scheme for part in parts) or self.scheme not in ("http", "https"):
             raise ProxyError("--host must be https://ADDRESS:PORT, or http:// for every one of them")
         self.addresses = [Address.parse(part.netloc) for part in parts]
-        self._name, self._tokens = name, tokens
-        self._authority = authority
+        self._authority, self._name, self._tokens = authority, name, tokens
         self._states: dict[tuple[Address, str], int] = {}
 
     def watch(self) -> None:
@@ -83,19 +82,16 @@ class Hosts:
         for _ in self.addresses:
             first.acquire(timeout=_FIRST_SECONDS)
 
-    def files(self, tokens: Sequence[str]) -> dict[str, str]:
-        """Files for nginx about them: of each stage those hosts that are ready, or, where none is, all that have it."""
-        pools = []
+    def values(self) -> dict[str, object]:
+        """What the templates need to know: the hosts where a stage is ready, or, if it is nowhere, all that have it."""
+        pools = {}
         for stage in STAGES:
             states = {address: self._states.get((address, stage), 0) for address in self.addresses}
-            ready = {address for address, status in states.items() if status == 200}
-            asked = ready or {address for address, status in states.items() if status != 404}
-            servers = {str(address): address in asked for address in self.addresses}
-            pools.append(Pool(stage, servers, servers))
-        return {
-            "pools.conf": nginx_files.pools_of_front(pools, self.scheme, self._name),
-            "secrets.conf": nginx_files.secrets(tokens, None),
-        }
+            wanted = {200} if 200 in states.values() else {*states.values()} - {404}
+            servers = {address: status in wanted for address, status in states.items()}
+            pools[stage] = {"servers": servers, "states": servers}
+        # No keys: each host has its own, and gets the caller's token.
+        return {"pools": pools, "is_one_server": False, "scheme": self.scheme, "host_name": self._name, "keys": None}
 
     def _ask_again_and_again(self, address: Address, first: threading.Semaphore) -> None:
         while True:
@@ -109,18 +105,17 @@ class Hosts:
             time.sleep(_ASK_SECONDS)
 
     def _ask(self, address: Address, stage: str) -> int:
-        """The status of the host's /ready; 0 where nothing answers."""
+        """The status of the host's /ready; 0 if nothing answers."""
         try:
             token = nginx_files.read_tokens(self._tokens)[0]
-            with socket.create_connection((address.host, address.port), timeout=_ANSWER_SECONDS) as plain:
-                connection = http.client.HTTPConnection(address.host, address.port)
-                connection.sock = plain
-                if self.scheme == "https":  # the authority's file may have been renewed
-                    tls = ssl.create_default_context(cafile=str(self._authority))
-                    connection.sock = tls.wrap_socket(plain, server_hostname=self._name)
-                connection.request("GET", f"/ready?stage={stage}", headers={"Authorization": f"Bearer {token}"})
-                return connection.getresponse().status
-        except (OSError, http.client.HTTPException, ProxyError):
+            tls: dict[str, Any] = {}
+            if self.scheme == "https":  # urllib3's own context refuses names that nginx accepts
+                context = ssl.create_default_context(cafile=str(self._authority))  # the file may have been renewed
+                tls = {"ssl_context": context, "server_hostname": self._name}
+            with urllib3.PoolManager(timeout=_ANSWER_SECONDS, retries=False, **tls) as pool:
+                url = f"{self.scheme}://{address}/ready?stage={stage}"
+                return pool.request("GET", url, headers={"Authorization": f"Bearer {token}"}, redirect=False).status
+        except (OSError, urllib3.exceptions.HTTPError, ProxyError):
             return 0
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The OpenAPI description of what answers over HTTP: TorchServe's prediction API, and the proxy before it."""
+"""The OpenAPI description of the HTTP endpoints: TorchServe's prediction API and the proxy in front of it."""
 
 from typing import Any
 
@@ -28,42 +28,44 @@ from cloudvid_schema.protocol import (
 from cloudvid_serving.bodies import ACCEPTED
 
 _ERRORS = {
-    400: "The body cannot be read, or (type `InvalidKeyException`) the token is missing, wrong or expired, or "
-    "(`QueryNotPassedOn`, a proxy's) t2i was sent a query.",
-    401: "A proxy's: the token is missing or unknown.",
-    404: "There is no such stage, or it is not registered yet (type `ModelNotFoundException`).",
-    405: "The method is another one.",
-    408: "A proxy's: the request did not arrive in time.",
-    413: "The picture, or the whole request (then with an empty body), is too large.",
+    400: "The body cannot be read; or the token is missing, wrong or expired (type `InvalidKeyException`); or t2i was "
+    "sent a query (`QueryNotPassedOn`, from a proxy).",
+    401: "From a proxy: the token is missing or unknown.",
+    404: "The stage does not exist, or is not registered yet (type `ModelNotFoundException`).",
+    405: "The path does not support this method.",
+    408: "From a proxy: the request did not arrive in time.",
+    413: "The picture is too large, or the whole request is (then with an empty body).",
     415: "The endpoint does not read this Content-Type.",
-    422: "Parameters or the picture break their rules, or the operator's limits; `errors` names each. Beyond the "
-    "schema: a prompt is not blank, max_guidance_scale is at least min_guidance_scale, an integer has no decimal "
-    "point, a form gives each parameter once.",
-    429: "A proxy's: too many connections at once.",
+    422: "The parameters or the picture break their rules or the operator's limits; `errors` lists each fault. Rules "
+    "beyond the schema: a prompt must not be blank, max_guidance_scale must be at least min_guidance_scale, an integer "
+    "must have no decimal point, and a form must give each parameter only once.",
+    429: "From a proxy: too many concurrent connections.",
     500: "The stage failed, or its worker died.",
-    501: "A proxy's: a Transfer-Encoding other than chunked.",
-    502: "A proxy's: the model server cannot be reached, or broke off.",
-    503: "The queue is full, or the stage has no worker, or (a proxy's) the model server is not up.",
-    504: "A proxy's: the model server did not answer in time.",
+    501: "From a proxy: the Transfer-Encoding is not chunked.",
+    502: "From a proxy: the model server cannot be reached, or closed the connection early.",
+    503: "The queue is full, or the stage has no worker, or (from a proxy) the model server is not up.",
+    504: "From a proxy: the model server did not answer in time.",
     507: "Out of memory.",
 }
 _OF_STATE = (400, 401, 404, 405, 429, 502, 503, 504)
-"""Those that a question about the state can meet."""
+"""Errors that `/ping` and `/ready` can return."""
 
 
 def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]) -> dict[str, Any]:
     def header(text: str) -> dict[str, Any]:
-        # An event stream has none of these headers: its events say the same.
+        # An event stream has none of these headers; its events carry the same information.
         return {"description": text, "required": False, "schema": {"type": "string"}}
 
     file = {
-        "description": "The file, or the events of a request with `Accept: application/x-ndjson`.",
+        "description": "The file, or an event stream if the request has `Accept: application/x-ndjson`.",
         "headers": {
-            SEED_HEADER: header("The seed in force. (With a file; an event stream has it in its first event.)"),
+            SEED_HEADER: header(
+                "The seed that was used. (Only with a file; an event stream has it in its first event.)"
+            ),
             MODEL_HEADER: header("Identity of the model, `id@revision`."),
             DIGEST_HEADER: header("`sha-256=:<base64>:` of the body (RFC 9530)."),
-            TIMING_HEADER: header("Milliseconds of denoise, decode, encode."),
-            WARNINGS_HEADER: header("What the model ignored in the request: a JSON array of texts."),
+            TIMING_HEADER: header("Milliseconds spent in denoise, decode and encode."),
+            WARNINGS_HEADER: header("What the model ignored in the request: a JSON array of strings."),
         },
         "content": {
             MEDIA_TYPE[stage]: {"schema": {"type": "string", "format": "binary"}},
@@ -83,24 +85,24 @@ def _failures(*codes: int) -> dict[str, Any]:
     return {str(code): {"description": _ERRORS[code], "content": content} for code in codes}
 
 
-def _told(description: str, **properties: Any) -> dict[str, Any]:
-    """An answer of one JSON object."""
+def _answer(description: str, **properties: Any) -> dict[str, Any]:
+    """A response with one JSON object."""
     schema = {"type": "object", "properties": properties, "required": list(properties)}
     return {"description": description, "content": {JSON: {"schema": schema}}}
 
 
 def _states() -> dict[str, Any]:
-    """What tells how the stages are."""
+    """The paths that report the state of the stages."""
     stage = {"name": "stage", "in": "query", "schema": {"enum": list(Stage)}}
     counts = {"type": "object", "additionalProperties": {"type": "integer"}, "description": "Workers by status."}
     state = {
         "type": ["object", "null"],
         "properties": {"workers": counts, "pending_requests": {"type": "integer"}},
-        "description": "Null where the model server does not say.",
+        "description": "Null if the model server does not report it.",
     }
     stages = {"type": "object", "additionalProperties": state, "description": "By stage."}
     busy = _failures(503)["503"]["content"][JSON]["schema"]
-    not_ready = _told("A stage has no worker that is ready, or the model server is not up.", stages=stages)
+    not_ready = _answer("A stage has no ready worker, or the model server is not up.", stages=stages)
     not_ready["content"][JSON]["schema"] = {"anyOf": [not_ready["content"][JSON]["schema"], busy]}
     text = {"type": "string"}
     return {
@@ -108,31 +110,30 @@ def _states() -> dict[str, Any]:
             "get": {
                 "tags": ["state"],
                 "summary": "Whether the server is up",
-                "description": "Also where workers still load or there are none: see `/ready`.",
-                "parameters": [stage | {"description": "Whose server, where a proxy stands before two."}],
+                "description": "Answers 200 even if workers are still loading or there are none: see `/ready`.",
+                "parameters": [stage | {"description": "Which stage's server, if a proxy serves two."}],
                 "responses": _failures(*_OF_STATE)
                 | {
-                    "200": _told("It is.", status=text),
-                    "500": _told("Workers of some stage have been given up for good.", status=text),
+                    "200": _answer("The server is up.", status=text),
+                    "500": _answer("Workers of at least one stage have been given up permanently.", status=text),
                 },
             }
         },
         "/ready": {
             "get": {
                 "tags": ["state"],
-                "summary": "Whether stages have workers that are ready",
-                "description": "Answered by a proxy, not by TorchServe; before several hosts, by one that is ready.",
-                "parameters": [
-                    stage | {"description": "Only this one; needed if two servers or several hosts stand behind."}
-                ],
-                "responses": _failures(*_OF_STATE) | {"200": _told("They have.", stages=stages), "503": not_ready},
+                "summary": "Whether the stages have ready workers",
+                "description": "Only a proxy answers this, not TorchServe. With several hosts, a ready one answers.",
+                "parameters": [stage | {"description": "Only this stage; required with two servers or several hosts."}],
+                "responses": _failures(*_OF_STATE)
+                | {"200": _answer("All requested stages have a ready worker.", stages=stages), "503": not_ready},
             }
         },
     }
 
 
 def openapi() -> dict[str, Any]:
-    """OpenAPI description of both endpoints, and of what tells their state."""
+    """OpenAPI description of both endpoints and of the paths that report their state."""
     models = (TextToImageRequest, ImageToVideoRequest, ErrorBody, Started, Progress, Result, Failed)
     _, definitions = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
@@ -170,16 +171,16 @@ def openapi() -> dict[str, Any]:
             "title": "CloudVid endpoints",
             "version": __version__,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "TorchServe's prediction API of the archives t2i and i2v, as it is and through a proxy.",
+            "description": "TorchServe's prediction API for the archives t2i and i2v, direct or through a proxy.",
         },
         "servers": [{"url": "http://127.0.0.1:8080"}],
         "security": [{"token": []}],
         "paths": {
-            "/predictions/t2i": {"post": {"summary": "A picture of a prompt", **_operation(Stage.T2I, t2i_body, [])}},
-            "/predictions/i2v": {"post": {"summary": "A clip of a picture", **_operation(Stage.I2V, i2v_body, [])}},
+            "/predictions/t2i": {"post": {"summary": "Picture from a prompt", **_operation(Stage.T2I, t2i_body, [])}},
+            "/predictions/i2v": {"post": {"summary": "Clip from a picture", **_operation(Stage.I2V, i2v_body, [])}},
             "/invocations": {
                 "post": {
-                    "summary": "A clip of a picture sent as the body, parameters in the query "
+                    "summary": "Clip from a picture sent as the body, with parameters in the query "
                     "(TorchServe drops the query of /predictions)",
                     **_operation(Stage.I2V, raw, [model_name, *query]),
                 }

@@ -15,6 +15,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from itertools import product
 from typing import Any, get_args
 
 from ts.context import Context
@@ -34,6 +35,7 @@ from cloudvid_schema.protocol import (
     WARNINGS_HEADER,
     ErrorBody,
     Failed,
+    Phase,
     Progress,
     RequestError,
     Result,
@@ -41,7 +43,7 @@ from cloudvid_schema.protocol import (
     Started,
 )
 from cloudvid_serving import bodies
-from cloudvid_serving.jobs import Job, LoadedStage, Output, Phase, WorkerUnfit
+from cloudvid_serving.jobs import Job, LoadedStage, Output, WorkerUnfit
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, bytes | bytearray]
@@ -83,59 +85,43 @@ class StageHandler(ABC):
 
     def handle(self, rows: list[Row], context: Context) -> list[bytes]:
         """Answer a batch of requests, each on its own."""
+        stage = self._loaded.stage
         answers: dict[int, bytes] = {}
         jobs: dict[int, Job] = {}
-        streams: dict[int, _EventStream] = {}
+        streams: dict[int, _EventStream | None] = {}
         for index, row in enumerate(rows):
             headers = _headers(context, index)
             if headers.get("describe") == "True" and not row:  # GET /models/{stage}?customized=true (management)
                 answers[index] = self._loaded.describe().model_dump_json().encode()
                 continue
-            if NDJSON in headers.get("accept", ""):
-                streams[index] = _EventStream(context, index)
+            stream = streams[index] = _EventStream(context, index) if NDJSON in headers.get("accept", "") else None
+            listeners = (stream.started(stage), stream.progress) if stream else ()
             try:
-                jobs[index] = self._job(row, headers, streams.get(index))
+                jobs[index] = Job(*bodies.read(stage, _body(stage, row, headers)), *listeners)
             except Exception as error:  # the boundary: whatever happens in a request becomes its answer
-                answers[index] = self._failure(error, streams.get(index), context, index)
+                answers[index] = self._failure(error, stream, context, index)
         try:
             outcomes = self._loaded.run(list(jobs.values()))
         except WorkerUnfit:
             logger.critical("this worker cannot go on and ends, to be replaced", exc_info=True)
             end_at_once()  # nothing that runs at an orderly exit may touch the device
         for index, outcome in zip(jobs, outcomes, strict=True):
-            stream = streams.get(index)
             try:
                 if isinstance(outcome, Exception):
                     raise outcome
-                answers[index] = self._result(outcome, stream, context, index)
+                answers[index] = self._result(outcome, streams[index], context, index)
             except Exception as error:  # as above
-                answers[index] = self._failure(error, stream, context, index)
+                answers[index] = self._failure(error, streams[index], context, index)
         if jobs:
             self._metrics.measure()
         return [answers[index] for index in range(len(rows))]
-
-    def _job(self, row: Row, headers: Mapping[str, str], stream: "_EventStream | None") -> Job:
-        stage = self._loaded.stage
-        request, picture = bodies.read(stage, _body(stage, row, headers))
-        return Job(request, picture, stream.started(stage), stream.progress) if stream else Job(request, picture)
 
     def _result(self, output: Output, stream: "_EventStream | None", context: Context, index: int) -> bytes:
         self._metrics.done(output)
         digest = hashlib.sha256(output.data)
         if stream:
-            return stream.last(
-                Result(
-                    media_type=output.media_type,
-                    size=len(output.data),
-                    sha256=digest.hexdigest(),
-                    seed=output.seed,
-                    model=self._loaded.identity,
-                    timings=output.timings,
-                    warnings=list(output.warnings),
-                    recipe=output.recipe,
-                    data=output.data,
-                )
-            )
+            more = {"size": len(output.data), "sha256": digest.hexdigest(), "model": self._loaded.identity}
+            return stream.last(Result(**vars(output), **more))
         context.set_response_content_type(index, output.media_type)
         context.set_response_header(index, SEED_HEADER, str(output.seed))
         context.set_response_header(index, MODEL_HEADER, self._loaded.identity)
@@ -156,16 +142,17 @@ class StageHandler(ABC):
         return body.model_dump_json().encode()
 
 
-_COUNTERS = {
-    "cloudvid_requests_total": ("Count", ["stage", "outcome"]),
-    "cloudvid_phase_seconds_total": ("Seconds", ["stage", "phase"]),
-    "cloudvid_steps_total": ("Count", ["stage"]),
-    "cloudvid_frames_total": ("Count", ["stage"]),
-    "cloudvid_memory_retries_total": ("Count", ["stage"]),
-}
-"""Counters in Prometheus' form. Gauges are `cloudvid_` and the names of the stage's own, by stage and device."""
 _OUTCOMES = {500: "failed", 507: "out_of_memory"}
 """Of a request that is not done, by the answer's status; any other was refused by its own fault."""
+_COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "cloudvid_requests_total": ("Count", {"outcome": ("done", *_OUTCOMES.values(), "refused")}),
+    "cloudvid_phase_seconds_total": ("Seconds", {"phase": get_args(Phase)}),
+    "cloudvid_steps_total": ("Count", {}),
+    "cloudvid_frames_total": ("Count", {}),
+    "cloudvid_memory_retries_total": ("Count", {}),
+}
+"""Counters in Prometheus' form: the unit, and the labels beside the stage. Gauges are `cloudvid_` and the names of the
+stage's own, by stage and device."""
 
 
 class _Metrics:
@@ -174,17 +161,11 @@ class _Metrics:
     def __init__(self, store: Any, stage: LoadedStage) -> None:
         self._store, self._stage = store, stage
         self._gauges: dict[str, Any] = {}
-        self._counters = {
-            name: store.add_metric_to_cache(name, unit, dimensions, MetricTypes.COUNTER)
-            for name, (unit, dimensions) in _COUNTERS.items()
-        }
-        for name, (_, dimensions) in _COUNTERS.items():
-            if dimensions == ["stage"]:
-                self._count(name, 0)  # so that a scrape finds it before the first request
-        for outcome in ("done", *_OUTCOMES.values(), "refused"):
-            self._count("cloudvid_requests_total", 0, outcome)
-        for phase in get_args(Phase):
-            self._count("cloudvid_phase_seconds_total", 0, phase)
+        self._counters: dict[str, Any] = {}
+        for name, (unit, values) in _COUNTERS.items():
+            self._counters[name] = store.add_metric_to_cache(name, unit, ["stage", *values], MetricTypes.COUNTER)
+            for labels in product(*values.values()):
+                self._count(name, 0, *labels)  # so that a scrape finds it before the first request
         self.measure()
 
     def done(self, output: Output) -> None:
@@ -210,9 +191,9 @@ class _Metrics:
         device = self._stage.device.replace(":", "")  # TorchServe drops a dimension whose value has a colon
         for name, value in gauges.items():
             if name not in self._gauges:
-                unit, dimensions = name.rpartition("_")[2], ["stage", "device"]
+                unit, labels = name.rpartition("_")[2], ["stage", "device"]
                 self._gauges[name] = self._store.add_metric_to_cache(
-                    f"cloudvid_{name}", unit, dimensions, MetricTypes.GAUGE
+                    f"cloudvid_{name}", unit, labels, MetricTypes.GAUGE
                 )
             self._gauges[name].add_or_update(value, [str(self._stage.stage), device])
 
@@ -255,9 +236,8 @@ def end_at_once() -> None:
 
 def _headers(context: Context, index: int) -> dict[str, str]:
     """The request's headers by lower-case name; TorchServe keeps the sender's case and mixes in those of form parts."""
-    return {
-        name.lower(): value for name, value in context.get_all_request_header(index).items() if isinstance(value, str)
-    }
+    sent = context.get_all_request_header(index)
+    return {name.lower(): value for name, value in sent.items() if isinstance(value, str)}
 
 
 def _body(stage: Stage, row: Row, headers: Mapping[str, str]) -> bodies.Body:
@@ -285,6 +265,5 @@ def _error_body(error: Exception) -> ErrorBody:
     logger.error("the request failed", exc_info=error)
     if isinstance(error, MemoryError):
         return RequestError(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames").body
-    return RequestError(
-        500, "StageFailed", f"the stage failed ({type(error).__name__}); the worker's log says why"
-    ).body
+    message = f"the stage failed ({type(error).__name__}); the worker's log says why"
+    return RequestError(500, "StageFailed", message).body

@@ -1,10 +1,13 @@
 """Answers that stall or are not what they say: never a file."""
 
 import hashlib
+import io
 import json
 import struct
+import zlib
 
 import pytest
+from PIL import Image
 
 from cloudvid import RenderOptions, Stage, parse_scenes, render
 from cloudvid.batch.events import SceneFailed
@@ -47,6 +50,7 @@ FAULTS = {
     "half a PNG": (doctored(WHOLE[:-20]), "the file is not whole (image/png)"),
     "more than a PNG": (doctored(WHOLE + b"\0"), "1 bytes after its end"),
     "a PNG that lacks a row": (doctored(png(pixels=rows(64, 63))), "its pixels unpack to 4095 bytes, not 4160"),
+    "a PNG whose pixels lack their checksum": (doctored(png(pixels=rows()[:-4])), "its pixels lack their checksum"),
     "a damaged PNG": (doctored(WHOLE[:50] + b"x" + WHOLE[51:]), "damaged at byte"),
 }
 """Streams by what is wrong with them; all else about each is right, so no other check can find the fault first."""
@@ -69,6 +73,27 @@ def test_a_result_without_a_fault_becomes_a_file(tmp_path):
     with fake_torchserve(fault=lambda stage, body: answer if stage is Stage.T2I else None) as server:
         list(render(parse_scenes(scenes(1)), client_of(server), tmp_path))
     assert (tmp_path / "s0_base_image.png").read_bytes() == WHOLE
+
+
+def test_an_interlaced_picture_is_whole_too(tmp_path):
+    """Seven passes, each of which has rows of its own."""
+    passes = ((8, 8), (8, 8), (16, 8), (16, 16), (32, 16), (32, 32), (64, 32))
+    pixels = zlib.compress(b"".join((b"\0" + bytes(width)) * height for width, height in passes))
+    data = png(header=ihdr(interlace=1), pixels=pixels)
+    assert Image.open(io.BytesIO(data)).convert("RGB").size == (64, 64), "Pillow reads it"
+    answer = doctored(data)
+    with fake_torchserve(fault=lambda stage, body: answer if stage is Stage.T2I else None) as server:
+        list(render(parse_scenes(scenes(1)), client_of(server), tmp_path))
+    assert (tmp_path / "s0_base_image.png").read_bytes() == data
+
+
+def test_a_whole_picture_is_no_clip_whatever_its_type(tmp_path):
+    answer = doctored(media_type="image/png")
+    with fake_torchserve(fault=lambda stage, body: answer if stage is Stage.I2V else None) as server:
+        events = list(render(parse_scenes(scenes(1)), client_of(server), tmp_path, RenderOptions(retries=0)))
+    (failed,) = [event for event in events if isinstance(event, SceneFailed)]
+    assert (failed.stage, failed.error) == (Stage.I2V, "BrokenAnswer")
+    assert not list(tmp_path.glob("*.mp4"))
 
 
 def box(name, content=b""):

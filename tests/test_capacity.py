@@ -26,8 +26,8 @@ def test_the_plan_for_a_million_clips_adds_up():
     i2v, t2i = workers(1e6, 22.6), workers(1e6, 0.8)
     spare = [math.ceil(number / 10) for number in (i2v, t2i)]
     assert f"{i2v} + {spare[0]} GPUs for i2v, {t2i} + {spare[1]} for t2i" in TEXT
-    assert f"{round(1e6 / 86_400 * 22.6)} jobs in hand" in TEXT
-    assert f"opens {_MANY} for each stage at most" in TEXT.replace("\n", " ")
+    assert f"{round(1e6 / 86_400 * 22.6)} jobs in progress" in TEXT
+    assert f"opens at most {_MANY} per stage" in TEXT.replace("\n", " ")
     (size,) = re.findall(r"^job_queue_size=(\d+)", (ROOT / "config.properties").read_text(), re.MULTILINE)
     assert f"TorchServe refuses the {int(size) + 1}st" in TEXT
     assert f"{i2v + sum(spare) + t2i} pods" in TEXT

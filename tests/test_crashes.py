@@ -1,6 +1,6 @@
 """Crashes: of every file operation, of answers at any byte; interrupts. Nothing is lost or half done.
 
-The client that is killed at random moments is case F5 of the soak (soak/test_killed_clients.py).
+The client that is killed at random moments is case F5 of the soak (soak/test_client.py).
 """
 
 import errno

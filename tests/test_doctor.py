@@ -4,7 +4,6 @@ import json
 import os
 import socket
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import pytest
 
@@ -190,7 +189,7 @@ def test_a_failing_check_is_a_finding_and_stops_no_other(tmp_path):
     def broken(place):
         raise OSError("no such luck")
 
-    findings = list(examine([partial(check, place(tmp_path)) for check in (broken, doctor.python)]))
+    findings = list(examine((broken, doctor.python), place(tmp_path)))
     assert [(finding.check, finding.level) for finding in findings] == [("broken", "problem"), ("python", "ok")]
     every = [check.__name__ for check in (*CHECKS, *machine.CHECKS)]
     assert len(set(every)) == len(every) - 1 == 12, "both look at disks"
@@ -205,7 +204,7 @@ def test_a_failing_check_is_a_finding_and_stops_no_other(tmp_path):
     ],
 )
 def test_the_exit_code_says_whether_the_server_takes_requests(findings, code):
-    from cloudvid.cli.doctor import exit_code
+    from cloudvid.cli.server import exit_code
 
     made = [Finding(check="c", level=level, found="f", unavailable=unavailable) for level, unavailable in findings]
     assert exit_code(made) == code

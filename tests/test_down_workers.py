@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from cloudvid import RenderOptions, Stage, parse_scenes, render
+from cloudvid.batch import engine
 from cloudvid.batch.events import SceneFailed, StageRetried
 from cloudvid.batch.watch import Watch
 from cloudvid.endpoints import errors, failures
@@ -162,6 +163,43 @@ def test_a_minute_down_begins_again_after_a_healthy_answer(tmp_path):
         events = waits(server, tmp_path, [(59.0, False), (1.0, True), (59.0, True), (0.5, False), (1.0, False)])
     assert events[-1].done == 1
     assert server.posts[Stage.T2I] == 6
+
+
+def test_a_request_waits_on_while_a_worker_is_left(tmp_path):
+    """/ping is 500 for good once any worker was given up, perhaps of the other stage."""
+    now, left = [0.0], [4]
+
+    def busy(stage, body):
+        left[0] -= 1
+        return BUSY if left[0] >= 0 else None
+
+    def wait(attempt):
+        now[0] += 59.0
+        return 0.0
+
+    with fake_torchserve(fault=busy) as server:
+        server.health = 500
+        events = list(render(parse_scenes(scenes(1)), client_of(server), tmp_path, wait=wait, clock=lambda: now[0]))
+    assert events[-1].done == 1
+
+
+def test_a_stage_given_up_leaves_no_request_behind(tmp_path, monkeypatch):
+    """TorchServe keeps the request in its queue; the batch ends without its answer."""
+    monkeypatch.setattr(engine, "Watch", lambda *arguments: Watch(*arguments, seconds=0.01))
+    over = threading.Event()
+
+    def hold(stage, body):
+        server.states[Stage.T2I], server.health = "UNLOADING", 500
+        over.wait(timeout=60)
+
+    with fake_torchserve(fault=hold) as server:
+        events = []
+        with pytest.raises(errors.Unhealthy, match="workers fail to start"):
+            for event in render(parse_scenes(scenes(1)), client_of(server), tmp_path):
+                events.append(event)
+        assert not over.is_set()
+        over.set()
+    assert (events[-1].event, events[-1].done, events[-1].requests) == ("batch_finished", 0, 1)
 
 
 def test_the_wait_between_tries_doubles_to_half_a_minute():

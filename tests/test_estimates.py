@@ -1,6 +1,7 @@
-"""What a plan says of time and steps, worked out here by hand."""
+"""What a plan says of time, steps and sizes, worked out here by hand."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -86,13 +87,18 @@ def test_what_is_skipped_takes_no_time(tmp_path):
     assert made.seconds({}) == pytest.approx(64 * 64 * 2 / 1e6 * 3)
 
 
-def test_the_clip_of_a_picture_that_is_missing_stays(tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(Path.unlink, "file missing"), (lambda path: path.write_bytes(b"half"), "file damaged")],
+    ids=["missing", "damaged"],
+)
+def test_the_clip_of_a_picture_that_is_lost_stays(damage, reason, tmp_path):
     """The picture comes out the same."""
     with fake_torchserve() as server:
         list(render(parse_scenes(scenes(1)), client_of(server), tmp_path))
-    (tmp_path / "s0_base_image.png").unlink()
+    damage(tmp_path / "s0_base_image.png")
     made = plan(tmp_path, *scenes(1))
-    assert [(stage.reason, stage.steps) for stage in made.stages] == [("file missing", 2), (None, 0)]
+    assert [(stage.reason, stage.steps) for stage in made.stages] == [(reason, 2), (None, 0)]
     made = plan(tmp_path, *scenes(1, seed=5))
     assert [stage.reason for stage in made.stages] == ["parameters changed", "picture changed"]
 
@@ -109,3 +115,24 @@ def test_the_plan_command_prints_steps_and_seconds(tmp_path):
     assert seconds > 2 * PICTURE_PIXELS * (30 * 10 + 60)
     last = done.stdout.splitlines()[-1]
     assert last == f"4 of 4 files to make, 60 steps; about {seconds:.0f} s at the server's own pace"
+
+
+@pytest.mark.parametrize(
+    ("picture", "clip", "how"),
+    [
+        ((256, 128), {"width": 128, "height": 64}, "resized"),
+        ((64, 64), {"width": 128, "height": 128, "fit": "pad"}, "resized"),
+        ((128, 64), {"width": 64, "height": 128}, "cropped"),
+        ((128, 64), {"width": 64, "height": 128, "fit": "pad"}, "padded"),
+        ((128, 64), {"width": 64, "height": 64, "fit": "stretch"}, "stretched"),
+    ],
+)
+def test_a_plan_says_how_a_picture_is_fitted(picture, clip, how, tmp_path):
+    """One of the clip's aspect is only resized, whatever the fit."""
+    scene = {**SCENE, "t2i_params": dict(zip(("width", "height"), picture, strict=True)), "i2v_params": clip}
+    sizes = f"the picture is {picture[0]}×{picture[1]}, the clip {clip['width']}×{clip['height']}"
+    assert plan(tmp_path, scene).warnings == [f"a: {sizes}: it will be {how}"]
+
+
+def test_a_clip_of_its_pictures_size_needs_no_warning(tmp_path):
+    assert plan(tmp_path, *scenes(1)).warnings == []

@@ -18,13 +18,14 @@ STAGES = ("t2i", "i2v")
 def fake(tmp_path):
     """An exporter beside stand-ins for TorchServe's three ports, whose answers a test changes."""
     state = {"ping": 200, "workers": {"t2i": ["READY"], "i2v": ["READY"]}, "pending": 0, "now": 0.0}
+    state["keys"] = {"inference": "inference-key", "management": "management-key"}
 
     def inference(handler, body):
-        assert handler.headers["Authorization"] == "Bearer inference-key"
+        assert handler.headers["Authorization"] == f"Bearer {state['keys']['inference']}"
         reply(handler, state["ping"])
 
     def management(handler, body):
-        assert handler.headers["Authorization"] == "Bearer management-key"
+        assert handler.headers["Authorization"] == f"Bearer {state['keys']['management']}"
         statuses = state["workers"].get(handler.path.removeprefix("/models/"))
         pending = state["pending"]
         model = {
@@ -109,6 +110,18 @@ def test_without_keys_or_a_server_nothing_is_ready(fake, tmp_path):
     nowhere = Exporter(free_port(), STAGES, tmp_path / "key_file.json")
     assert ask(nowhere, "/ready")[0] == 503
     assert "cloudvid_workers{" not in ask(nowhere, "/metrics")[1]
+
+
+def test_keys_that_were_renewed_are_sent_from_then_on(fake, tmp_path):
+    exporter, state = fake
+    path = tmp_path / "key_file.json"
+    assert ask(exporter, "/ready")[0] == 200
+    told = json.loads(path.read_text())
+    for kind in ("inference", "management"):
+        told[kind]["key"] = state["keys"][kind] = f"another-{kind}-key"
+    path.write_text(json.dumps(told))
+    assert ask(exporter, "/ready")[0] == 200
+    assert ask(exporter, "/live") == (200, {"status": "alive"})
 
 
 def test_an_unknown_stage_or_path_is_named(fake):
@@ -222,10 +235,12 @@ def test_metrics_of_a_stage_that_is_silent_are_left_out(fake):
     assert "ts_inference" not in text
 
 
-def test_it_answers_over_http_with_the_length_and_type(fake):
+def test_it_answers_over_http_with_the_length_and_type(fake, capfd):
     exporter, state = fake
     state["workers"]["i2v"] = []
-    with serving(Http(0, exporter)) as http:
+    listening = Http(0)
+    listening.exporter = exporter
+    with serving(listening) as http:
         url = f"http://127.0.0.1:{http.server_address[1]}"
         for target in ("/ready", "/ready?stage=t2i", "/live", "/metrics", "/nothing"):
             status, media_type, body = exporter.answer(target)
@@ -235,3 +250,4 @@ def test_it_answers_over_http_with_the_length_and_type(fake):
             assert answer.headers["Content-Length"] == str(len(body))
         assert requests.get(f"{url}/ready?stage=t2i", timeout=20).json()["stages"].keys() == {"t2i"}
         assert http.server_address[0] == "127.0.0.1", "on loopback"
+    assert capfd.readouterr() == ("", ""), "it is asked every few seconds"

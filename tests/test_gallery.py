@@ -13,6 +13,7 @@ from cloudvid.batch import gallery as gallery_module
 from cloudvid.batch import progress as progress_module
 from cloudvid.batch.events import SceneDone, StageDone
 from cloudvid.batch.gallery import Gallery
+from cloudvid.batch.manifest import Record
 from cloudvid.batch.progress import SceneProgress, State
 from cloudvid.batch.scenes import Scene
 from support.fake_server import error
@@ -67,6 +68,21 @@ def test_an_interrupted_batch_leaves_a_gallery_of_what_is_there(tmp_path):
     assert text.count("<video") >= 1
 
 
+def test_a_clip_of_an_earlier_picture_is_not_shown(tmp_path):
+    """The batch is interrupted between the new picture and its clip."""
+    with fake_torchserve() as server:
+        list(render(parse_scenes(scenes(1)), client_of(server), tmp_path))
+        assert "1 done" in (tmp_path / "index.html").read_text()
+        batch = render(parse_scenes(scenes(1, seed=5)), client_of(server), tmp_path)
+        while not isinstance(next(batch), StageDone):
+            pass
+        batch.close()
+    text = (tmp_path / "index.html").read_text()
+    assert "1 to do" in text
+    assert "s0_base_image.png" in text
+    assert "s0_video.mp4" not in text
+
+
 def test_the_gallery_is_drawn_every_ten_seconds_and_at_last(tmp_path):
     now, disk = [0.0], Recording()
     with fake_torchserve() as server:
@@ -79,8 +95,7 @@ def test_the_gallery_is_drawn_every_ten_seconds_and_at_last(tmp_path):
 def test_a_redraw_costs_what_has_changed(monkeypatch):
     """No scene is validated or digested again, and no card of another scene is rendered."""
     batch = [SceneProgress.of(scene, embed_recipe=True) for scene in parse_scenes(scenes(50))]
-    records = {}
-    drawn = Gallery(batch, lambda scene, stage: records.get((scene, stage)))
+    drawn = Gallery(batch, lambda scene: Record(id=scene))
     first = drawn.page()
     cards, requests = [], []
     card = gallery_module._Card

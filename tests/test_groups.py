@@ -1,10 +1,12 @@
 """Jobs that arrive together: which run as one batch, and what becomes of one that does not fit in memory."""
 
+import random
+
 import pytest
 import torch
 
 from cloudvid_schema.protocol import ImageToVideoRequest, RequestError
-from cloudvid_serving.jobs import Job
+from cloudvid_serving.jobs import Job, WorkerUnfit
 from support.stages import clip, decoded, picture, prompt, run
 
 
@@ -133,6 +135,35 @@ def test_a_seed_that_was_drawn_is_told_and_recorded(load):
     assert max(drawn) > 2**24, "all 32 bits are drawn"
     again = loaded.run([Job(prompt(seed=seed, num_inference_steps=1)) for seed in drawn])
     assert [outcome.data for outcome in again] == [outcome.data for outcome in outcomes]
+
+
+def test_seeds_are_drawn_anew_whatever_the_process_seeded(load):
+    """Workers that start alike must not draw alike, and whoever seeded a generator finds it as it was."""
+    loaded, drawn = load("t2i"), set()
+    for _ in range(3):
+        random.seed(1)
+        before = random.getstate()
+        drawn.add(run(loaded, prompt(seed=None, num_inference_steps=1)).seed)
+        assert random.getstate() == before
+    assert len(drawn) == 3
+
+
+def test_seed_zero_is_a_seed_like_any_other(load):
+    assert run(load("t2i"), prompt(seed=0, num_inference_steps=1)).seed == 0
+    assert run(load("i2v"), clip(seed=0, num_frames=2), picture()).seed == 0
+
+
+def test_a_process_that_is_unfit_serves_nobody_else(load):
+    loaded, sizes = load("t2i"), []
+
+    def fault(prompts):
+        sizes.append(len(prompts))
+        raise WorkerUnfit("the device has failed")
+
+    loaded._pipeline = Watched(loaded._pipeline, fault)
+    with pytest.raises(WorkerUnfit):
+        loaded.run([Job(prompt(seed=seed)) for seed in (1, 2)])
+    assert sizes == [2]
 
 
 def test_outcomes_stand_in_the_order_of_their_requests(load):

@@ -52,7 +52,7 @@ def main(monkeypatch, tmp_path):
     """Runs the command with a server of this kind; its exit code, and the server."""
     before = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(command, "_RUN_DIR", tmp_path)
+    monkeypatch.setattr(command, "RUN_DIR", tmp_path)
     monkeypatch.setattr(command, "choose_models", lambda profile, stages: {})
 
     def run(action, command_line=(), **options):

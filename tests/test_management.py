@@ -6,7 +6,7 @@ import os
 import pytest
 
 from cloudvid import Client
-from cloudvid.cli.status_view import table
+from cloudvid.cli.status import table
 from cloudvid.endpoints import errors
 from cloudvid.endpoints.connection import Connection, plain_session
 from cloudvid.endpoints.credentials import Credentials
@@ -31,7 +31,7 @@ def test_a_row_shows_a_stages_workers_and_queue():
     with fake_server(fake) as server:
         client = client_of(server)
         found = {stage: client.status(stage) for stage in Stage}
-    assert rows(table(list(Stage), found))["t2i"] == {
+    assert rows(table(found))["t2i"] == {
         "stage": "t2i",
         "workers": "1 ready, 1 loading",
         "queue": "0",
@@ -50,7 +50,7 @@ def test_a_server_that_cannot_say_all_of_it_leaves_gaps():
     fake.description = {"model": "m@1"}
     with fake_server(fake) as server:
         client = client_of(server)
-        row = rows(table([I2V], {I2V: client.status(I2V)}))["i2v"]
+        row = rows(table({I2V: client.status(I2V)}))["i2v"]
     assert (row["device"], row["dtype"], row["s/step/Mpx"], row["memory"]) == ("-", "-", "-", "-")
     assert row["model"] == "m@1"
 

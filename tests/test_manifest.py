@@ -2,12 +2,15 @@
 
 import json
 import os
+import socket
 
 import pytest
 
 from cloudvid import OutputError, RenderOptions, UnusableFolder, parse_scenes, render
 from cloudvid.batch.events import SceneDone, SceneFailed, StageStarted
-from cloudvid.batch.manifest import Manifest, Record, read_records
+from cloudvid.batch.manifest import Record, read_records
+from cloudvid.batch.store import Store
+from cloudvid.endpoints.errors import FolderInUse
 from cloudvid_schema.files import Disk
 from support.fake_torchserve import fake_torchserve
 from support.folders import scenes
@@ -71,7 +74,7 @@ class CutOnce(Disk):
 
 
 def test_a_record_follows_one_whose_append_was_cut(tmp_path):
-    manifest = Manifest(tmp_path, CutOnce())
+    manifest = Store(tmp_path, CutOnce())
     with pytest.raises(OutputError, match=r"manifest\.jsonl cannot be written: Input/output error"):
         manifest.add(Record(id="s0"))
     for scene in ("s1", "s2"):
@@ -110,6 +113,15 @@ def test_of_several_lines_of_a_scene_the_last_counts(fake, tmp_path):
     assert lines(tmp_path) == [new]
 
 
+def test_opening_a_folder_leaves_a_line_per_scene(fake, tmp_path):
+    """So interrupted batches do not add up."""
+    run(fake, tmp_path, scenes(2))
+    first, second = lines(tmp_path)
+    (tmp_path / "manifest.jsonl").write_text(f"{first}\n{second}\n{first}\n")
+    Store(tmp_path).close()
+    assert lines(tmp_path) == [first, second]
+
+
 def test_lines_stand_in_the_order_of_the_scene_file(fake, tmp_path):
     document = [named(scene) for scene in ("m", "b", "z", "a")]
     run(fake, tmp_path, document)
@@ -142,8 +154,37 @@ def test_the_lock_names_its_holder_until_the_end(fake, tmp_path):
     run(fake, tmp_path, scenes(1))
 
 
+def test_the_lock_names_no_earlier_holder(tmp_path):
+    """One that was killed left its name, which was longer."""
+    lock = tmp_path / ".cloudvid.lock"
+    lock.write_text(f"process 4194304 on {'a-long-name.' * 9}org")
+    manifest = Store(tmp_path)
+    assert lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    manifest.close()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("precious")
+    folder.mkdir()
+    (folder / ".cloudvid.lock").symlink_to(victim)
+    with pytest.raises(UnusableFolder, match=r"out cannot be used"):
+        Store(folder)
+    assert victim.read_text() == "precious"
+
+
+def test_whoever_finds_a_folder_held_sweeps_nothing(tmp_path):
+    manifest = Store(tmp_path)
+    part = tmp_path / ".s0_video.mp4.0123abcd.part"
+    part.write_bytes(b"half, so far")
+    with pytest.raises(FolderInUse):
+        Store(tmp_path)
+    assert part.exists()
+    manifest.close()
+
+
 def test_nothing_is_added_to_a_manifest_that_is_closed(tmp_path):
-    manifest = Manifest(tmp_path)
+    manifest = Store(tmp_path)
     manifest.add(Record(id="s0"))
     manifest.close(["s0"])
     manifest.add(Record(id="late"))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tempfile
 
 import numpy as np
@@ -123,6 +124,18 @@ def test_the_same_frames_make_the_same_bytes():
     assert media.mp4_bytes(frames, 6, RECIPE) == media.mp4_bytes(frames, 6, RECIPE)
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two CPUs")
+def test_a_clip_is_the_same_on_any_number_of_cpus():
+    """x264 makes other frames where it has more threads."""
+    frames, cpus = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3), np.uint8), os.sched_getaffinity(0)
+    on_many = media.mp4_bytes(frames, 6, None)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        assert media.mp4_bytes(frames, 6, None) == on_many
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
 def test_encoding_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     media.mp4_bytes(moving_frames(2, 64, 64), 6, None)
@@ -134,3 +147,12 @@ def test_encoding_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
 def test_what_ffmpeg_refuses_is_an_error_with_its_reason():
     with pytest.raises(media.EncodingError, match=r"ffmpeg ended with \d+: (?!no message).{10}"):
         media.mp4_bytes(np.zeros((2, 63, 65, 3), np.uint8), 6, RECIPE)
+
+
+def test_the_reason_is_the_last_line_of_several(tmp_path, monkeypatch):
+    encoder = tmp_path / "ffmpeg"
+    encoder.write_text("#!/bin/sh\necho first >&2\necho last >&2\nexit 3\n")
+    encoder.chmod(0o755)
+    monkeypatch.setattr(media.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(encoder))
+    with pytest.raises(media.EncodingError, match=r"^ffmpeg ended with 3: last$"):
+        media.mp4_bytes(moving_frames(2, 64, 64), 6, RECIPE)

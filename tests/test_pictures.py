@@ -5,12 +5,12 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from cloudvid_schema.protocol import RequestError
 from cloudvid_schema.sizes import clip_size
 from cloudvid_stages.pictures import fit_picture, open_picture
-from support.picture_parts import MIB, chunk, encoded, ihdr, png, rows, scans
+from support.picture_parts import MIB, chunk, encoded, ihdr, png, rows, scans, segment, with_segments
 
 
 def gradient(width=96, height=64):
@@ -168,6 +168,34 @@ def test_a_file_has_at_most_so_many_parts(file, most, said):
     assert open_picture(file(most)).size == (64, 64)
     with pytest.raises(RequestError, match=said):
         open_picture(file(most + 1))
+
+
+def test_bytes_inside_a_jpegs_segment_are_no_segments():
+    """A preview in a photograph has hundreds of what outside would be markers."""
+    preview = segment(0xE1, b"\xff\xe2\0\2" * 600 + b"\xff\xd9" * 600)
+    assert open_picture(with_segments(preview)).size == (96, 64)
+
+
+def test_bytes_between_a_jpegs_segments_count_one_by_one():
+    assert open_picture(with_segments(segment(0xFE) + bytes(400))).size == (96, 64)
+    with pytest.raises(RequestError, match="must have at most 500 other parts"):
+        open_picture(with_segments(segment(0xFE) + bytes(501)))
+
+
+def test_what_follows_a_pictures_end_is_not_looked_at():
+    """As in a photograph that moves: the film stands behind it."""
+    film = chunk(b"film", bytes(9 * MIB)) + chunk(b"abCd") * 600
+    for data in (png(), encoded(gradient(), "JPEG")):
+        assert open_picture(data + film).size == open_picture(data).size
+
+
+def test_memory_that_runs_out_is_not_the_pictures_fault(monkeypatch):
+    def full(_):
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", full)
+    with pytest.raises(MemoryError):
+        open_picture(encoded(gradient()))
 
 
 def test_the_size_is_checked_before_pixels_are_decoded():

@@ -120,6 +120,28 @@ def test_room_that_is_just_enough_is_enough(tmp_path):
     assert last.done == 6
 
 
+def test_no_room_for_a_clip_ends_the_pictures_too(tmp_path):
+    """The pictures that are under way are held until the first clip has been refused, and are kept."""
+    document = scenes(6)
+    batch = parse_scenes(document)
+    picture, clip = (most_bytes(Asked.of(batch[0], stage).request, batch[0].t2i_request()) for stage in Stage)
+    disk = Counting(2 * picture + MARGIN)
+    assert picture * 2 < clip
+
+    def hold(stage, body):
+        if b"scene 0" not in body:
+            disk.await_question(4)  # of the clip, and of the third picture
+            for thread in threading.enumerate():
+                if thread.name == "i2v s0":
+                    thread.join(timeout=60)
+
+    with fake_torchserve(fault=hold) as server:
+        with pytest.raises(NoRoom, match=f"^s0_video.mp4 may need {clip:,} bytes"):
+            list(render(batch, Client(server.url, management=server.url, token="t"), tmp_path, disk=disk))
+        assert server.posts == {Stage.T2I: 3}
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
 def test_what_is_promised_is_given_back_with_each_file(tmp_path):
     store = Store(tmp_path, Counting(1000 + MARGIN))
     for _ in range(3):
@@ -169,6 +191,14 @@ def test_a_plan_says_that_there_may_be_no_room(tmp_path):
     assert make_plan(batch, folder, {}, disk=Small()).warnings == []
     (said,) = make_plan(batch, folder, {}, disk=Small(size=most + MARGIN - 1)).warnings
     assert said.startswith(f"{folder} has {most + MARGIN - 1:,} bytes left, and the files may need {most:,}")
+
+
+def test_a_plan_needs_no_room_for_what_is_there(tmp_path):
+    with fake_torchserve() as server:
+        list(render(parse_scenes(scenes(1)), Client(server.url, management=server.url, token="t"), tmp_path))
+    assert make_plan(parse_scenes(scenes(1)), tmp_path, {}, disk=Counting(1000)).warnings == []
+    (said,) = make_plan(parse_scenes(scenes(1)), tmp_path, {}, disk=Counting(1000), force=True).warnings
+    assert "has 1,000 bytes left" in said
 
 
 def test_a_clips_room_follows_from_its_picture():

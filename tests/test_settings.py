@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from cloudvid_schema.protocol import Stage
 from cloudvid_stages import memory
@@ -68,6 +69,32 @@ def test_large_pictures_decoded_in_tiles_differ(load):
     whole, tiled = (decoded(run(load("t2i", vae_tiling=tiling), request).data) for tiling in (False, True))
     assert whole.shape == tiled.shape
     assert (whole != tiled).any()
+
+
+@pytest.mark.parametrize("stage", KINDS)
+def test_deep_cache_uses_nothing_of_a_request_that_failed(load, stage):
+    loaded = load(stage, deep_cache=3)
+    request, image = REQUESTS[stage]
+    first = run(loaded, request, image).data
+
+    def leave(phase, step, steps):
+        raise ConnectionError("the caller has left")
+
+    with pytest.raises(ConnectionError):
+        run(loaded, request.model_copy(update={"seed": 2}), image, leave)
+    assert run(loaded, request, image).data == first
+
+
+def test_each_size_is_warmed_up_as_it_is_written(load, monkeypatch):
+    sizes, call = [], StableDiffusionPipeline.__call__
+
+    def watched(self, **options):
+        sizes.append((options["width"], options["height"]))
+        return call(self, **options)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", watched)
+    load("t2i", warm_up=["128x64", "64x192"])
+    assert sizes == [(128, 64), (64, 192)]
 
 
 @pytest.mark.parametrize("stage", KINDS)
@@ -206,6 +233,14 @@ def test_little_free_memory_means_fewer_frames_per_decoding(load, monkeypatch):
     assert run(loaded, clip(decode_chunk_size=5), picture()).recipe["parameters"]["decode_chunk_size"] == 5
     monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
     assert run(loaded, clip(), picture()).recipe["parameters"]["decode_chunk_size"] == 1
+
+
+def test_memory_for_the_whole_clip_is_memory_enough(load, monkeypatch):
+    loaded = load("i2v", decode_chunk_size=8)
+    frame = 4 * loaded._pipeline.vae.config.block_out_channels[1] * 64 * 64 * 4
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(5.5 * frame / 0.8))
+    assert run(loaded, clip(num_frames=5), picture()).recipe["parameters"]["decode_chunk_size"] == 8
+    assert run(loaded, clip(num_frames=6), picture()).recipe["parameters"]["decode_chunk_size"] == 5
 
 
 def test_the_description_has_settings_and_limits_but_no_path(load, tiny_models):

@@ -14,8 +14,8 @@ from cloudvid import parse_scenes, render
 from cloudvid.batch.events import StageDone
 from cloudvid.batch.media import read_recipe
 from cloudvid.cli.run import resume_command
+from cloudvid.cli.status import said_once
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView
-from cloudvid.cli.waiting import said_once
 from cloudvid.endpoints.errors import NotReady
 from cloudvid_schema.protocol import Stage
 from support import ROOT

@@ -91,6 +91,18 @@ def test_a_stage_warns_of_words_its_model_does_not_know(toy, tiny_models):
     assert stages.run(without, stages.prompt(prompt="a red tram")).warnings == ()
 
 
+def test_each_picture_of_a_batch_has_its_own_warnings(toy):
+    from cloudvid_serving.jobs import Job
+    from support import stages
+
+    jobs = [Job(stages.prompt(prompt=text)) for text in ("a red boat", "a red tram", "a hot dog")]
+    boat, tram, dog = stages.load(toy, "t2i").run(jobs)
+    assert boat.together == 3
+    assert boat.warnings == ()
+    assert tram.warnings == ("prompt: the model does not know tram",)
+    assert dog.warnings == ("prompt: the model does not know dog",)
+
+
 def test_a_changed_vocabulary_is_another_model_and_refused_if_listed(toy):
     from cloudvid_stages.settings import SettingsError
     from cloudvid_stages.weights import fingerprint

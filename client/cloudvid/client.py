@@ -50,7 +50,7 @@ class Client:
         management: address of the management API; default: one port above the server's.
         token: fixed token for the endpoints.
         key_file: TorchServe's `key_file.json`; default: `.run/key_file.json`, if the server is on this machine.
-        ca: CA bundle used to verify the server's certificate (default: the system's).
+        ca: CA bundle used to verify the server's certificate (default: the public CAs).
         timeout: seconds without any data after which a request has failed.
         session: HTTP session; default: one that ignores proxies, netrc and redirects.
         sleep: waits.

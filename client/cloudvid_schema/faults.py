@@ -113,12 +113,11 @@ def faults_of(error: ValidationError, model: type[BaseModel], prefix: str = "") 
         if kind == "extra_forbidden":
             known = _fields_at(model, location[:-1]) or ()
             found.append(Fault(place, unknown_key(str(location[-1]), known), has_value=False))
-            continue
-        if kind == "value_error" and not location:  # a model's own rule about several of its fields
+        elif kind == "value_error" and not location:  # a model's own rule about several of its fields
             found.append(Fault(place, str(detail["ctx"]["error"]), has_value=False))
-            continue
-        rule = _RULES.get(kind, detail["msg"]).format(**detail.get("ctx", {}))
-        found.append(Fault(place, rule, detail["input"], has_value=kind != "missing"))
+        else:
+            rule = _RULES.get(kind, detail["msg"]).format(**detail.get("ctx", {}))
+            found.append(Fault(place, rule, detail["input"], has_value=kind != "missing"))
     if len(details) > MAX_FAULTS:
         found.append(Fault(prefix, f"{len(details) - MAX_FAULTS} more faults", has_value=False))
     return found

@@ -26,9 +26,8 @@ def read_key(path: Path, api: Literal["inference", "management"]) -> str:
         OSError: the file cannot be read.
         ValueError: it has no such key, or it is just being written.
     """
-    document = json.loads(path.read_text())
     try:
-        return str(document[api]["key"])
+        return str(json.loads(path.read_text())[api]["key"])
     except (LookupError, TypeError) as error:
         raise ValueError(f"{path} has no key for {api}: {error}") from None
 

@@ -28,12 +28,15 @@ I2V_MULTIPLE = 64
 """SVD's UNet halves the latents (8 pixels each) three times and cannot join odd sizes again: 8 * 2**3."""
 
 
-def _unit(unit: str) -> dict[str, Any]:
-    return {"unit": unit}
-
-
 class _Parameters(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
 
     def given(self) -> dict[str, Any]:
         """The parameters that were set, as plain JSON values."""
@@ -46,16 +49,18 @@ Prompt = Annotated[
         min_length=1,
         max_length=MAX_PROMPT,
         description="What the picture shows.",
-        json_schema_extra=_unit("characters"),
+        json_schema_extra={"unit": "characters"},
     ),
 ]
 Seed = Annotated[
     int | None,
     Field(
-        ge=0,
-        le=MAX_SEED,
-        description="Makes the result repeatable. Without it the server draws one and reports it.",
+        ge=0, le=MAX_SEED, description="Makes the result repeatable. Without it the server draws one and reports it."
     ),
+]
+_ClipSide = Annotated[
+    int | None,
+    Field(ge=I2V_MULTIPLE, le=MAX_SIDE, multiple_of=I2V_MULTIPLE, json_schema_extra={"unit": "pixels"}),
 ]
 
 
@@ -73,28 +78,16 @@ def not_blank(text: str) -> str:
 class TextToImageOptions(_Parameters):
     """Everything of a text-to-image request but its prompt: what a scene's `t2i_params` may hold."""
 
-    negative_prompt: str = Field(
-        "",
-        max_length=MAX_PROMPT,
-        description="What the picture should not show.",
-        json_schema_extra=_unit("characters"),
-    )
-    num_inference_steps: int = Field(
-        30,
-        ge=1,
-        le=MAX_STEPS,
-        description="Denoising steps. (diffusers' own default is 50.)",
-        json_schema_extra=_unit("steps"),
-    )
-    guidance_scale: float = Field(
-        7.5, ge=0.0, le=50.0, description="How closely the picture follows the prompt; 1 or less turns guidance off."
-    )
-    width: int = Field(
-        512, ge=64, le=MAX_SIDE, multiple_of=8, description="Width of the picture.", json_schema_extra=_unit("pixels")
-    )
-    height: int = Field(
-        512, ge=64, le=MAX_SIDE, multiple_of=8, description="Height of the picture.", json_schema_extra=_unit("pixels")
-    )
+    negative_prompt: str = Field("", max_length=MAX_PROMPT, json_schema_extra={"unit": "characters"})
+    """What the picture should not show."""
+    num_inference_steps: int = Field(30, ge=1, le=MAX_STEPS, json_schema_extra={"unit": "steps"})
+    """Denoising steps. (diffusers' own default is 50.)"""
+    guidance_scale: float = Field(7.5, ge=0.0, le=50.0)
+    """How closely the picture follows the prompt; 1 or less turns guidance off."""
+    width: int = Field(512, ge=64, le=MAX_SIDE, multiple_of=8, json_schema_extra={"unit": "pixels"})
+    """Width of the picture."""
+    height: int = Field(512, ge=64, le=MAX_SIDE, multiple_of=8, json_schema_extra={"unit": "pixels"})
+    """Height of the picture."""
     seed: Seed = None
 
 
@@ -109,64 +102,40 @@ class TextToImageParameters(TextToImageOptions):
 class ImageToVideoParameters(_Parameters):
     """Parameters of `POST /predictions/i2v`, and what a scene's `i2v_params` may hold."""
 
-    width: int | None = Field(
+    width: _ClipSide = Field(
         None,
-        ge=I2V_MULTIPLE,
-        le=MAX_SIDE,
-        multiple_of=I2V_MULTIPLE,
         description="Width of the clip. Default: the picture's own, rounded down to a multiple of 64; "
-        "if only `height` is given, what keeps the picture's aspect.",
-        json_schema_extra=_unit("pixels"),
+        "if only `height` is given, the width that keeps the picture's aspect ratio.",
     )
-    height: int | None = Field(
-        None,
-        ge=I2V_MULTIPLE,
-        le=MAX_SIDE,
-        multiple_of=I2V_MULTIPLE,
-        description="Height of the clip. Default: as for `width`.",
-        json_schema_extra=_unit("pixels"),
-    )
+    height: _ClipSide = None
+    """Height of the clip. Default: as for `width`."""
     fit: Literal["crop", "pad", "stretch"] = Field(
         "crop",
-        description="How a picture of another size fills the clip: `crop` covers it and cuts what stands over, "
-        "`pad` shows all of it on black, `stretch` changes its aspect.",
+        description="How a picture of another size fills the clip: `crop` fills it and cuts off the rest, "
+        "`pad` shows the whole picture on black, `stretch` changes its aspect ratio.",
     )
-    num_frames: int | None = Field(
-        None,
-        ge=2,
-        le=128,
-        description="Length of the clip. Default: what the model was trained for (SVD-XT 25, SVD 14).",
-        json_schema_extra=_unit("frames"),
-    )
-    num_inference_steps: int = Field(
-        25, ge=1, le=MAX_STEPS, description="Denoising steps.", json_schema_extra=_unit("steps")
-    )
-    fps: int = Field(
-        7,
-        ge=1,
-        le=60,
-        description="Frame rate: SVD is conditioned on it and the MP4 plays at it.",
-        json_schema_extra=_unit("frames per second"),
-    )
-    motion_bucket_id: int = Field(127, ge=0, le=255, description="How much moves: more is more motion.")
-    noise_aug_strength: float = Field(
-        0.02,
-        ge=0.0,
-        le=1.0,
-        description="Noise added to the picture: more lets the clip leave it further behind.",
-    )
+    num_frames: int | None = Field(None, ge=2, le=128, json_schema_extra={"unit": "frames"})
+    """Length of the clip. Default: what the model was trained for (SVD-XT 25, SVD 14)."""
+    num_inference_steps: int = Field(25, ge=1, le=MAX_STEPS, json_schema_extra={"unit": "steps"})
+    """Denoising steps."""
+    fps: int = Field(7, ge=1, le=60, json_schema_extra={"unit": "frames per second"})
+    """Frame rate: SVD is conditioned on it and the MP4 plays at it."""
+    motion_bucket_id: int = Field(127, ge=0, le=255)
+    """How much moves: higher values mean more motion."""
+    noise_aug_strength: float = Field(0.02, ge=0.0, le=1.0)
+    """Noise added to the picture: higher values let the clip depart further from it."""
     decode_chunk_size: int | None = Field(
         None,
         ge=1,
         le=128,
-        description="Frames decoded at once: more is steadier and takes more memory. It changes the pixels, so the "
+        description="Frames decoded at once: more is steadier but takes more memory. This changes the pixels, so the "
         "recipe records it. Default: the server's setting (8).",
-        json_schema_extra=_unit("frames"),
+        json_schema_extra={"unit": "frames"},
     )
-    min_guidance_scale: float = Field(1.0, ge=0.0, le=50.0, description="Guidance of the first frame.")
-    max_guidance_scale: float = Field(
-        3.0, ge=0.0, le=50.0, description="Guidance of the last frame; at least `min_guidance_scale`."
-    )
+    min_guidance_scale: float = Field(1.0, ge=0.0, le=50.0)
+    """Guidance of the first frame."""
+    max_guidance_scale: float = Field(3.0, ge=0.0, le=50.0)
+    """Guidance of the last frame; at least `min_guidance_scale`."""
     seed: Seed = None
 
     @field_validator("max_guidance_scale")

@@ -6,6 +6,7 @@ says `Accept: application/x-ndjson`, with a stream of the events below, one JSON
 
 import base64
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -77,48 +78,35 @@ def _small(metadata: dict[str, Any]) -> dict[str, Any]:
     if depth(metadata) > MAX_DEPTH:
         raise PydanticCustomError("metadata_depth", "must be nested at most {limit} deep", {"limit": MAX_DEPTH})
     try:
-        text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        size = len(text.encode())
+        size = len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
     except (TypeError, ValueError):
         raise PydanticCustomError("metadata_json", "must be plain JSON of finite numbers and valid Unicode") from None
     if size > MAX_METADATA_BYTES:
-        raise PydanticCustomError(
-            "metadata_size",
-            "must be at most {limit} bytes as JSON; this has {size} bytes",
-            {"limit": MAX_METADATA_BYTES, "size": size},
-        )
+        rule = "must be at most {limit} bytes as JSON; this has {size} bytes"
+        raise PydanticCustomError("metadata_size", rule, {"limit": MAX_METADATA_BYTES, "size": size})
     return metadata
 
 
-Metadata = Annotated[
-    dict[str, Any] | None,
-    AfterValidator(lambda value: None if value is None else _small(value)),
-    Field(description=f"A JSON object of at most {MAX_METADATA_BYTES} bytes, stored in the file beside the recipe."),
-]
+class _FileOptions(BaseModel):
+    metadata: Annotated[dict[str, Any], AfterValidator(_small)] | None = Field(
+        None, description=f"A JSON object of at most {MAX_METADATA_BYTES} bytes, stored in the file beside the recipe."
+    )
+    embed_recipe: bool = Field(True, description="Whether the file carries its recipe and the metadata.")
 
 
-EmbedRecipe = Annotated[bool, Field(description="Whether the file carries its recipe and the metadata.")]
-
-
-class TextToImageRequest(TextToImageParameters):
+class TextToImageRequest(_FileOptions, TextToImageParameters):
     """Body of `POST /predictions/t2i`."""
 
-    metadata: Metadata = None
-    embed_recipe: EmbedRecipe = True
 
-
-class ImageToVideoRequest(ImageToVideoParameters):
-    """Body of `POST /predictions/i2v`, less the picture."""
-
-    metadata: Metadata = None
-    embed_recipe: EmbedRecipe = True
+class ImageToVideoRequest(_FileOptions, ImageToVideoParameters):
+    """Body of `POST /predictions/i2v`, without the picture."""
 
 
 Request = TextToImageRequest | ImageToVideoRequest
 
 
 class ParameterError(BaseModel):
-    """One parameter that was refused."""
+    """One refused parameter."""
 
     parameter: str
     message: str
@@ -126,7 +114,7 @@ class ParameterError(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Body of every answer that is not a file; TorchServe's own errors have its first three fields."""
+    """Body of every error response; TorchServe's own errors have only the first three fields."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -147,14 +135,10 @@ class RequestError(Exception):
         faults: the parameters at fault.
     """
 
-    def __init__(self, code: int, type: str, message: str, faults: list[Fault] | None = None) -> None:
+    def __init__(self, code: int, type: str, message: str, faults: Iterable[Fault] = ()) -> None:
         super().__init__(message)
-        self.body = ErrorBody(
-            code=code,
-            type=type,
-            message=message,
-            errors=[ParameterError(parameter=f.place, message=f.message, input=f.input) for f in faults or []],
-        )
+        errors = [ParameterError(parameter=fault.place, message=fault.message, input=fault.input) for fault in faults]
+        self.body = ErrorBody(code=code, type=type, message=message, errors=errors)
 
     @classmethod
     def invalid(cls, faults: list[Fault]) -> "RequestError":
@@ -193,7 +177,7 @@ class Description(BaseModel):
 
 
 class Started(BaseModel):
-    """First event: the request was accepted and its model runs."""
+    """First event: the request was accepted and the model is running."""
 
     event: Literal["started"] = "started"
     stage: Stage
@@ -201,24 +185,24 @@ class Started(BaseModel):
     model: str
 
 
+Phase = Literal["denoise", "decode", "encode"]
+
+
 class Progress(BaseModel):
     """A step of a phase is done."""
 
     event: Literal["progress"] = "progress"
-    phase: Literal["denoise", "decode", "encode"]
+    phase: Phase
     step: int
     steps: int
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()  # pydantic's own is that of URLs
-
-
-_BASE64 = {"type": "string", "contentEncoding": "base64"}
+_AsBase64 = PlainSerializer(lambda data: base64.b64encode(data).decode(), str, when_used="json")
+"""pydantic's own is that of URLs."""
 
 
 class Result(BaseModel):
-    """Last event of a request that was carried out."""
+    """Last event of a successful request."""
 
     model_config = ConfigDict(val_json_bytes="base64")
 
@@ -236,7 +220,7 @@ class Result(BaseModel):
     """What the model ignored in the request."""
     recipe: dict[str, Any]
     """What made the file: see the file's own metadata."""
-    data: Annotated[bytes, PlainSerializer(_base64, when_used="json"), WithJsonSchema(_BASE64)]
+    data: Annotated[bytes, _AsBase64, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
     """The file; in JSON in base64."""
 
 

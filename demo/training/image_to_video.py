@@ -23,6 +23,8 @@ NOISE_STRENGTHS = (0.02, 0.3)
 """`noise_aug_strength` of most conditioning pictures, and the most of the others."""
 _EMBEDDING = 32
 _UNCONDITIONAL_SHARE = 0.1
+_SHIFT_OF_FRAMES = 0.2
+"""Standard deviation of the noise's shift of a whole frame, relative to that of the noise."""
 _MAX_FPS, _MAX_BUCKET = 30, 255
 _SIGMAS = (0.002, 700.0)
 
@@ -74,7 +76,10 @@ class ImageToVideoNetwork(nn.Module):
         embedding = embedding * given.view(-1, 1, 1)
         condition = condition * given.view(-1, 1, 1, 1)
         sigma = sigmas.view(-1, 1, 1, 1, 1)
-        noisy = latents + sigma * torch.randn_like(latents)
+        # Guidance exaggerates how a picture's colours differ from the usual ones, so a sampled frame can be too bright
+        # as a whole. Noise that shifts each frame teaches that only the given picture tells how bright a frame is.
+        shifts = _SHIFT_OF_FRAMES * torch.randn_like(latents[..., :1, :1]) * given.view(-1, 1, 1, 1, 1)
+        noisy = latents + sigma * (torch.randn_like(latents) + shifts)
         scale = (sigma.square() + 1).sqrt()
         velocity = (noisy / scale**2 - latents) * scale / sigma
         given_frames = condition.unsqueeze(1).expand(-1, frames, -1, -1, -1)

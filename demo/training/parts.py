@@ -90,9 +90,10 @@ def train_part(part: str, effort: Effort, folder: Path, again: bool = False) -> 
     torch.manual_seed(SEED)
     began = time.monotonic()
     network, batches, rate = _PARTS[part](effort, folder)
-    if weights.is_file() and not checkpoint.is_file():
-        network.load_state_dict(load_file(weights, device=str(effort.device)))
-        rate /= 2  # more would undo first what was learned last
+    if again and weights.is_file():
+        rate *= 0.3  # more would first undo what was learned last
+        if not checkpoint.is_file():
+            network.load_state_dict(load_file(weights, device=str(effort.device)))
     print(f"{part}: rendered and encoded in {time.monotonic() - began:.0f} s", flush=True)
     train(network, batches, effort.plan(part, rate), checkpoint, SEED)
     if isinstance(network, AutoencoderKL | AutoencoderKLTemporalDecoder):

@@ -5,8 +5,8 @@ parameters as text fields, parameters as one JSON object, and for `i2v` a pictur
 """
 
 import base64
-import binascii
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,7 @@ from cloudvid_schema.protocol import (
     TextToImageRequest,
 )
 
-_MODELS: dict[Stage, type[TextToImageRequest] | type[ImageToVideoRequest]] = {
-    Stage.T2I: TextToImageRequest,
-    Stage.I2V: ImageToVideoRequest,
-}
+_MODELS: dict[Stage, type[Request]] = {Stage.T2I: TextToImageRequest, Stage.I2V: ImageToVideoRequest}
 ACCEPTED = {Stage.T2I: (JSON,), Stage.I2V: (MULTIPART, *IMAGE_TYPES, JSON)}
 """Media types that each endpoint reads."""
 
@@ -75,10 +72,14 @@ def read(stage: Stage, body: Body) -> tuple[Request, bytes | None]:
     if stage is Stage.I2V and picture is None and "image" in values:
         picture = _base64(values.pop("image"))
     _add_fields(values, fields, stage)
-    request, faults = _validate(stage, values)
+    faults: list[Fault] = []
+    try:
+        request = _MODELS[stage].model_validate(values)
+    except ValidationError as error:
+        faults = faults_of(error, _MODELS[stage])
     if stage is Stage.I2V and not picture:
         faults.insert(0, Fault("image", "is required", has_value=False))
-    if faults or request is None:
+    if faults:
         raise RequestError.invalid(faults)
     if picture is not None and len(picture) > MAX_IMAGE_BYTES:
         raise too_large(len(picture))
@@ -87,17 +88,8 @@ def read(stage: Stage, body: Body) -> tuple[Request, bytes | None]:
 
 def too_large(size: int, limit: int = MAX_IMAGE_BYTES) -> RequestError:
     """413: the picture file has more bytes than are taken."""
-    return RequestError(
-        413, "TooLarge", f"image: must be at most {limit} bytes, got {size} bytes; send a smaller picture"
-    )
-
-
-def _validate(stage: Stage, values: dict[str, Any]) -> tuple[Request | None, list[Fault]]:
-    model = _MODELS[stage]
-    try:
-        return model.model_validate(values), []
-    except ValidationError as error:
-        return None, faults_of(error, model)
+    message = f"image: must be at most {limit} bytes, got {size} bytes; send a smaller picture"
+    return RequestError(413, "TooLarge", message)
 
 
 def _json_object(text: bytes, what: str) -> dict[str, Any]:
@@ -119,28 +111,22 @@ def _base64(text: object) -> bytes:
         raise too_large(len(text) * 3 // 4)
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise RequestError.invalid(
-            [Fault("image", "must be base64 (RFC 4648, no line breaks, no data: prefix)", text[:40])]
-        ) from None
+    except ValueError:
+        rule = "must be base64 (RFC 4648, no line breaks, no data: prefix)"
+        raise RequestError.invalid([Fault("image", rule, text[:40])]) from None
 
 
 def _add_fields(values: dict[str, Any], fields: Mapping[str, bytes], stage: Stage) -> None:
     """Add text fields to the JSON values: `6` is a number where the parameter is one, as in JSON itself."""
     for name, raw in fields.items():
+        place = place_of((name,))
         if name in values:
-            raise RequestError.invalid(
-                [Fault(place_of((name,)), "is given twice, in JSON and as a field", has_value=False)]
-            )
+            raise RequestError.invalid([Fault(place, "is given twice, in JSON and as a field", has_value=False)])
         try:
-            text = raw.decode()
+            values[name] = text = raw.decode()
         except UnicodeDecodeError:
-            raise RequestError.invalid([Fault(place_of((name,)), "must be UTF-8", ascii(raw[:40]))]) from None
+            raise RequestError.invalid([Fault(place, "must be UTF-8", ascii(raw[:40]))]) from None
         field = _MODELS[stage].model_fields.get(name)
-        if field is None or field.annotation is str or name == "fit":
-            values[name] = text
-            continue
-        try:
-            values[name] = strict_json.loads(text)
-        except strict_json.JsonError:
-            values[name] = text  # the parameter's own rule then names it
+        if field is not None and field.annotation is not str and name != "fit":
+            with suppress(strict_json.JsonError):  # the parameter's own rule names what is no JSON
+                values[name] = strict_json.loads(text)

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
-from cloudvid_schema.protocol import Description, Stage
+from cloudvid_schema.protocol import Description, Phase, Stage
 
-Phase = Literal["denoise", "decode", "encode"]
 OnStep = Callable[[Phase, int, int], None]
 """Called after each step: phase, steps done, steps in all."""
 OnStart = Callable[[int, str], None]

@@ -1,10 +1,11 @@
 """Image to video: `StableVideoDiffusionPipeline` from a picture file to an MP4 file."""
 
-import io
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,25 +20,23 @@ from cloudvid_stages import media
 from cloudvid_stages.limits import check_limits
 from cloudvid_stages.memory import frames_that_fit, free_memory
 from cloudvid_stages.pictures import fit_picture, open_picture
-from cloudvid_stages.recipe import NOT_PARAMETERS, digest_of, make_recipe, recipe_of_png
+from cloudvid_stages.recipe import digest_of, recipe_of_png
 from cloudvid_stages.settings import ImageToVideoSettings
-from cloudvid_stages.stage import PipelineStage, Stopwatch, draw_seed, generator
+from cloudvid_stages.stage import PipelineStage, Stopwatch, generator
 
 logger = logging.getLogger(__name__)
 _USUAL_SIZE = (1024, 576)  # what SVD was trained for
 
 
 @dataclass(frozen=True)
-class _Accepted:
-    job: Job
-    seed: int
-    image: Image.Image
-    width: int
-    height: int
-    num_frames: int
+class _Accepted(Job):
+    """A job whose request says the clip's size and length."""
+
+    image: Image.Image = field(kw_only=True)
+    """The picture, decoded."""
 
 
-class ImageToVideo(PipelineStage[ImageToVideoSettings]):
+class ImageToVideo(PipelineStage[ImageToVideoSettings, _Accepted]):
     """A loaded image-to-video model. Requests run one after the other: the pipeline would decode frames of two clips
     in one chunk, and its decoder mixes the frames of a chunk.
     """
@@ -58,85 +57,76 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
             rule = f"must be at most {settings.max_decode_chunk_size} on this server"
             raise RequestError.invalid([Fault("decode_chunk_size", rule, chunk)])
         num_frames = request.num_frames or self._pipeline.unet.config.num_frames
-        steps = request.num_inference_steps
+        check = partial(check_limits, settings, frames=num_frames, steps=request.num_inference_steps)
 
         def check_size(size: tuple[int, int]) -> None:
             """Limits are held against the header before pixels are decoded; on its side a picture has the same area."""
             (width, height), faults = clip_size(size, request.width, request.height)
             is_sure = (request.width is None) == (request.height is None) and not faults
-            check_limits(settings, pixels=width * height if is_sure else 0, frames=num_frames, steps=steps)
+            check(pixels=width * height if is_sure else 0)
 
         image = open_picture(picture, settings.max_image_pixels, check_size)
         (width, height), faults = clip_size(image.size, request.width, request.height)
         if faults:
             raise RequestError.invalid(faults)
-        check_limits(settings, pixels=width * height, frames=num_frames, steps=steps)
-        seed = draw_seed() if request.seed is None else request.seed
-        return _Accepted(job, seed, image, width, height, num_frames)
+        check(pixels=width * height)
+        resolved = request.model_copy(update={"width": width, "height": height, "num_frames": num_frames})
+        return _Accepted(resolved, picture, job.on_start, job.on_step, image=image)
 
     def _carry_out(self, group: Sequence[_Accepted]) -> list[Output]:
         (accepted,) = group
-        request, picture, image = accepted.job.request, accepted.job.picture or b"", accepted.image
-        width, height, num_frames = accepted.width, accepted.height, accepted.num_frames
-        watch = Stopwatch(self._loaded.device, [accepted.job.on_step])
-        with self._request():
+        request, picture, image = accepted.request, accepted.picture or b"", accepted.image
+        with self._call(group) as watch:
             latents = self._pipeline(
-                fit_picture(image, width, height, request.fit),
-                width=width,
-                height=height,
-                num_frames=num_frames,
+                fit_picture(image, request.width, request.height, request.fit),
+                width=request.width,
+                height=request.height,
+                num_frames=request.num_frames,
                 num_inference_steps=request.num_inference_steps,
                 min_guidance_scale=request.min_guidance_scale,
                 max_guidance_scale=request.max_guidance_scale,
                 fps=request.fps,
                 motion_bucket_id=request.motion_bucket_id,
                 noise_aug_strength=request.noise_aug_strength,
-                generator=generator(accepted.seed),
+                generator=generator(request.seed),
                 output_type="latent",
                 callback_on_step_end=watch.after_step,
             ).frames
             self._forget_features()  # they would take the room that decoding needs
-            pixels, chunk, retries = self._decoded(latents, accepted, watch)
-        parameters = request.model_dump(exclude=NOT_PARAMETERS) | {
-            "width": width,
-            "height": height,
-            "num_frames": num_frames,
-            "decode_chunk_size": chunk,
-            "seed": accepted.seed,
-        }
-        recipe = make_recipe(self.stage, parameters, self._made_with(), request.metadata)
+            pixels, chunk, retries = self._decoded(latents, request, watch)
+        recipe = self._recipe(request, decode_chunk_size=chunk)
         recipe["picture"] = {"sha256": digest_of(picture), "width": image.width, "height": image.height}
         if (of_picture := recipe_of_png(picture)) is not None:
             recipe["picture"]["recipe"] = of_picture
         recipe["frames_sha256"] = digest_of(pixels)
         data = media.mp4_bytes(pixels, request.fps, recipe if request.embed_recipe else None)
         watch.step("encode", 1, 1)
-        steps = request.num_inference_steps
-        self._meter.count(watch.timings, width * height * num_frames, steps)
-        return [Output(data, MP4, accepted.seed, watch.timings, recipe, steps, num_frames, memory_retries=retries)]
+        steps, frames = request.num_inference_steps, request.num_frames
+        self._meter.count(watch.timings, request.width * request.height * frames, steps)
+        return [Output(data, MP4, request.seed, watch.timings, recipe, steps, frames, memory_retries=retries)]
 
-    def _decoded(self, latents: torch.Tensor, accepted: _Accepted, watch: Stopwatch) -> tuple[np.ndarray, int, int]:
+    def _decoded(self, latents: torch.Tensor, request: Any, watch: Stopwatch) -> tuple[np.ndarray, int, int]:
         """Frames (N×H×W×3 uint8, RGB), how many were decoded at once, and how often memory ran out before.
 
         The caller's own chunk is part of what was asked for, since another gives other pixels; the operator's default
         gives way to the memory that is free.
         """
-        fixed: int | None = accepted.job.request.decode_chunk_size
+        fixed: int | None = request.decode_chunk_size
         chunk = fixed or self._settings.decode_chunk_size
         if fixed is None:
-            room = frames_that_fit(self._pipeline.vae, accepted.width, accepted.height, self._loaded.device)
-            if room < min(chunk, accepted.num_frames):
+            room = frames_that_fit(self._pipeline.vae, request.width, request.height, self._loaded.device)
+            if room < min(chunk, request.num_frames):
                 logger.warning("free memory has room for %d frames at once, not %d", room, chunk)
                 chunk = room
         retries = 0
         while True:
             try:
-                return self._decode(latents, accepted.num_frames, chunk, watch), chunk, retries
+                return self._decode(latents, request.num_frames, chunk, watch), chunk, retries
             except torch.OutOfMemoryError as error:
                 if fixed is not None or chunk == 1:
                     raise
                 free_memory(after=error)
-                chunk, retries = (min(chunk, accepted.num_frames) + 1) // 2, retries + 1
+                chunk, retries = (min(chunk, request.num_frames) + 1) // 2, retries + 1
                 logger.warning("out of memory while decoding: once more with %d frames at once", chunk)
 
     def _decode(self, latents: torch.Tensor, num_frames: int, chunk: int, watch: Stopwatch) -> np.ndarray:
@@ -144,14 +134,8 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
 
         Apart from the denoising, so that a decoding that does not fit is all that is done again.
         """
-        chunks, decoded = -(-num_frames // chunk), 0
-
-        def after_chunk(*_: object) -> None:
-            nonlocal decoded
-            decoded += 1
-            watch.step("decode", decoded, chunks)
-
-        hook = self._pipeline.vae.decoder.register_forward_hook(after_chunk)
+        chunks, numbers = -(-num_frames // chunk), count(1)
+        hook = self._pipeline.vae.decoder.register_forward_hook(lambda *_: watch.step("decode", next(numbers), chunks))
         try:
             frames = self._pipeline.decode_latents(latents, num_frames, chunk)
         finally:
@@ -166,6 +150,4 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings]):
         width, height = size[:2] or _USUAL_SIZE
         frames = size[2] if len(size) == 3 else None
         request = ImageToVideoRequest(width=width, height=height, num_frames=frames, num_inference_steps=steps, seed=0)
-        buffer = io.BytesIO()
-        Image.new("RGB", (width, height)).save(buffer, "PNG")
-        return Job(request, buffer.getvalue())
+        return Job(request, media.png_bytes(Image.new("RGB", (width, height)), None))

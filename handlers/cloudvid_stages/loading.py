@@ -1,7 +1,6 @@
 """From settings to a pipeline on its device, with every setting in force."""
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,13 +60,13 @@ def load_pipeline(stage: Stage, settings: StageSettings, device: str) -> LoadedP
     transformers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    has_variant = checkpoint.has_fp16_variant
     has_full = any(".fp16" not in file.name for file in checkpoint.path.glob("unet/*.safetensors"))
+    takes_fp16 = checkpoint.has_fp16_variant and (dtype is torch.float16 or not has_full)
     try:
         pipeline = getattr(diffusers, PIPELINES[stage]).from_pretrained(
             checkpoint.path,
             dtype=dtype,
-            variant="fp16" if has_variant and (dtype is torch.float16 or not has_full) else None,
+            variant="fp16" if takes_fp16 else None,
             use_safetensors=True,
             local_files_only=True,
         )
@@ -138,14 +137,9 @@ def _add_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
         pipeline.load_lora_weights(file.parent, weight_name=file.name, local_files_only=True)
     except Exception as error:  # diffusers and peft raise what the file led them to
         raise SettingsError(f"lora: {file.name} does not fit this model: {str(error).splitlines()[0][:200]}") from None
-    if not any(weight.any() for weight in _lora_products(pipeline)):
+    models = [model for model in (pipeline.unet, pipeline.text_encoder) if model is not None]
+    weights = [weight for model in models for name, weight in model.named_parameters() if "lora_B" in name]
+    if not any(weight.any() for weight in weights):  # zero as the second factor of each product changes nothing
         raise SettingsError(f"lora: {file.name} changes no weight of this model")
     pipeline.fuse_lora(lora_scale=scale)
     pipeline.unload_lora_weights()
-
-
-def _lora_products(pipeline: DiffusionPipeline) -> Iterator[torch.Tensor]:
-    """The second factor of each low-rank product that was loaded: where all of them are zero nothing changes."""
-    for model in (pipeline.unet, getattr(pipeline, "text_encoder", None)):
-        if model is not None:
-            yield from (weight for name, weight in model.named_parameters() if "lora_B" in name)

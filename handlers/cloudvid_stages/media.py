@@ -51,16 +51,14 @@ def mp4_bytes(frames: np.ndarray, fps: int, recipe: dict[str, Any] | None) -> by
     count, height, width, _ = frames.shape
     with tempfile.TemporaryDirectory(prefix="cloudvid-") as folder:  # faststart rewrites the file: no pipe
         target = Path(folder, "clip.mp4")
-        # fmt: off
-        command = [
-            imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y",
-            "-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{width}x{height}", "-framerate", str(fps),
-            "-i", "pipe:0", "-frames:v", str(count), "-vf", _TO_BT709, "-pix_fmt", "yuv420p",
-            "-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-threads", "1",
-            "-movflags", "+faststart",
-            *(("-metadata", f"comment={recipe_text(recipe)}") if recipe is not None else ()), str(target),
-        ]
-        # fmt: on
+        options = (
+            "-hide_banner -loglevel error -nostdin -y "
+            f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {fps} -i pipe:0 "
+            f"-frames:v {count} -vf {_TO_BT709} -pix_fmt yuv420p "
+            "-c:v libx264 -preset veryfast -crf 20 -threads 1 -movflags +faststart"
+        )
+        comment = [] if recipe is None else ["-metadata", f"comment={recipe_text(recipe)}"]
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), *options.split(), *comment, str(target)]
         pixels = np.ascontiguousarray(frames)
         done = subprocess.run(command, input=memoryview(pixels.data).cast("B"), capture_output=True, check=False)
         if done.returncode != 0:

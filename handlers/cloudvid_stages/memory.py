@@ -28,11 +28,7 @@ def device_name(gpu_id: int | None) -> str:
 
 
 def free_memory(after: BaseException | None = None) -> None:
-    """Give back what torch's allocator holds without using it.
-
-    Args:
-        after: an exception whose finished frames hold tensors as long as it lives.
-    """
+    """Give back what torch's allocator holds unused, after an exception also what its finished frames hold."""
     if after is not None:
         traceback.clear_frames(after.__traceback__)
     gc.collect()
@@ -74,10 +70,10 @@ def place(pipeline: DiffusionPipeline, offload: str, device: str) -> None:
     """
     if offload == "none":
         pipeline.to(device)
-        return
-    if torch.device(device).type == "cpu":
+    elif device == "cpu":
         raise SettingsError(f"offload: {offload} spares the memory of a GPU, and this worker runs on the CPU; use none")
-    install_offload(pipeline, offload, torch.device(device))
+    else:
+        install_offload(pipeline, offload, torch.device(device))
 
 
 def install_offload(pipeline: DiffusionPipeline, offload: str, device: torch.device) -> None:
@@ -97,13 +93,11 @@ def install_offload(pipeline: DiffusionPipeline, offload: str, device: torch.dev
         pipeline.enable_group_offload(onload_device=device, offload_type="block_level", num_blocks_per_group=1)
     exempt = () if offload == "group" else pipeline._exclude_from_cpu_offload  # these go to the device as they are
     for name, model in pipeline.components.items():
-        if isinstance(model, torch.nn.Module) and name not in exempt and not _is_offloaded(model):
+        if not isinstance(model, torch.nn.Module) or name in exempt:
+            continue
+        # accelerate's hooks, or diffusers', bring the weights
+        if not any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in model.modules()):
             raise SettingsError(f"offload: {offload} has no effect on {name} ({type(model).__name__})")
-
-
-def _is_offloaded(model: torch.nn.Module) -> bool:
-    """Whether hooks of accelerate or diffusers bring a model's weights."""
-    return any(hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in model.modules())
 
 
 def spare(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
@@ -116,16 +110,17 @@ def spare(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
         pipeline.vae.enable_slicing()
     if getattr(settings, "vae_tiling", False):
         pipeline.vae.enable_tiling()
-    if settings.attention == "xformers":
+    if settings.attention == "sdpa":
+        return
+    if settings.attention == "sliced":
+        pipeline.enable_attention_slicing()
+    else:
         try:
             pipeline.enable_xformers_memory_efficient_attention()
         except (ImportError, ValueError, NotImplementedError) as error:
             raise SettingsError(f"attention: xformers cannot be used here ({type(error).__name__}); use sdpa") from None
-    if settings.attention == "sliced":
-        pipeline.enable_attention_slicing()
-    wanted_processor = {"sdpa": None, "xformers": "XFormersAttnProcessor", "sliced": "SlicedAttnProcessor"}
-    kind = wanted_processor[settings.attention]
-    if kind and kind not in {type(processor).__name__ for processor in pipeline.unet.attn_processors.values()}:
+    wanted = {"xformers": "XFormersAttnProcessor", "sliced": "SlicedAttnProcessor"}[settings.attention]
+    if wanted not in {type(processor).__name__ for processor in pipeline.unet.attn_processors.values()}:
         raise SettingsError(f"attention: {settings.attention} has no effect on {type(pipeline.unet).__name__}")
 
 

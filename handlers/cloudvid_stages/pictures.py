@@ -111,13 +111,8 @@ def _parts(data: bytes) -> Iterator[tuple[str, int]]:
 
 
 def fit_picture(image: Image.Image, width: int, height: int, fit: str) -> Image.Image:
-    """The picture at the clip's size.
-
-    Args:
-        image: RGB.
-        width: pixels.
-        height: pixels.
-        fit: `crop` covers the clip and cuts what stands over, `pad` shows all on black, `stretch` changes the aspect.
+    """An RGB picture at the clip's size in pixels: `crop` covers the clip and cuts what stands over, `pad` shows all on
+    black, `stretch` changes the aspect.
     """
     size = (width, height)
     if image.size == size:

@@ -30,22 +30,14 @@ def prepare(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
         if not layers:
             raise SettingsError(f"fuse_qkv has no effect on {type(pipeline.unet).__name__}")
     if settings.channels_last:
-        changed = sum(_to_channels_last(model) for model in (pipeline.unet, pipeline.vae))
-        if not changed:
-            raise SettingsError("channels_last has no effect: the model has no convolution weights to lay out")
-
-
-def _to_channels_last(model: torch.nn.Module) -> int:
-    """Lay out a model's convolution weights; how many have another order now. Those over time have 5 dimensions, for
-    which this order does not exist.
-    """
-    changed = 0
-    for weight in model.parameters():
-        if weight.ndim == 4:
-            before = weight.stride()
+        # Convolutions over time have 5 dimensions, for which this order does not exist.
+        parameters = (*pipeline.unet.parameters(), *pipeline.vae.parameters())
+        weights = [weight for weight in parameters if weight.ndim == 4]
+        before = [weight.stride() for weight in weights]
+        for weight in weights:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-            changed += weight.stride() != before
-    return changed
+        if before == [weight.stride() for weight in weights]:
+            raise SettingsError("channels_last has no effect: the model has no convolution weights to lay out")
 
 
 def compile_unet(pipeline: DiffusionPipeline, settings: StageSettings) -> None:

@@ -4,7 +4,7 @@ import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
@@ -14,17 +14,19 @@ from pydantic import BaseModel, ValidationError
 
 from cloudvid_schema.faults import faults_of
 from cloudvid_schema.parameters import MAX_SEED
-from cloudvid_schema.protocol import Description, RequestError, Stage
-from cloudvid_serving.jobs import Job, OnStep, Output, Phase, WorkerUnfit
+from cloudvid_schema.protocol import Description, Phase, RequestError, Stage
+from cloudvid_serving.jobs import Job, OnStep, Output, WorkerUnfit
 from cloudvid_stages.gpu import gpu_gauges
 from cloudvid_stages.loading import LoadedPipeline, load_pipeline
 from cloudvid_stages.memory import device_faults, device_name, peak_bytes
+from cloudvid_stages.recipe import NOT_PARAMETERS, make_recipe
 from cloudvid_stages.settings import SettingsError, StageSettings, read_settings
 from cloudvid_stages.speed import graphs_compiled
 from cloudvid_stages.weights import SETTINGS
 
 logger = logging.getLogger(__name__)
 SettingsKind = TypeVar("SettingsKind", bound=StageSettings)
+AcceptedJob = TypeVar("AcceptedJob", bound=Job)
 
 
 class Meter:
@@ -67,9 +69,11 @@ class Stopwatch:
         return tensors
 
 
-def draw_seed() -> int:
-    """A seed for a request that has none, from the system's own randomness: no global generator moves."""
-    return random.SystemRandom().randint(0, MAX_SEED)
+def _with_seed(job: Job) -> Job:
+    """A job whose request has a seed: its own, or one of the system's own randomness. No global generator moves."""
+    if job.request.seed is not None:
+        return job
+    return replace(job, request=job.request.model_copy(update={"seed": random.SystemRandom().randint(0, MAX_SEED)}))
 
 
 def generator(seed: int) -> torch.Generator:
@@ -77,7 +81,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-class PipelineStage(ABC, Generic[SettingsKind]):
+class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
     """A loaded model and how requests become files with it. A subclass names the parts and carries out the requests."""
 
     stage: ClassVar[Stage]
@@ -141,11 +145,11 @@ class PipelineStage(ABC, Generic[SettingsKind]):
             WorkerUnfit: the process has to end.
         """
         outcomes: dict[int, Output | Exception] = {}
-        groups: dict[Hashable, list[tuple[int, Any]]] = {}
+        groups: dict[Hashable, list[tuple[int, AcceptedJob]]] = {}
         for index, job in enumerate(jobs):
             try:
-                accepted = self._accept(job)
-                job.on_start(accepted.seed, self.identity)
+                accepted = self._accept(_with_seed(job))
+                job.on_start(accepted.request.seed, self.identity)
                 groups.setdefault(self._kind(accepted) if self.batches else index, []).append((index, accepted))
             except Exception as error:  # whatever it is, it is this request's outcome
                 outcomes[index] = error
@@ -153,10 +157,12 @@ class PipelineStage(ABC, Generic[SettingsKind]):
             outcomes |= self._run_group(group)
         return [outcomes[index] for index in range(len(jobs))]
 
-    def _run_group(self, group: list[tuple[int, Any]]) -> dict[int, Output | Exception]:
+    def _run_group(self, group: list[tuple[int, AcceptedJob]]) -> dict[int, Output | Exception]:
         """Carry out a group; where it fails, each half on its own, so that an error finds the request it belongs to."""
+        # Offloaded weights are created again in each call and outlive it: no tensor of inference mode may.
+        no_gradients = torch.inference_mode if self._settings.offload == "none" else torch.no_grad
         try:
-            with device_faults(self._loaded.device), self._no_gradients():
+            with device_faults(self._loaded.device), no_gradients():
                 outcomes = self._carry_out([accepted for _, accepted in group])
             return {index: outcome for (index, _), outcome in zip(group, outcomes, strict=True)}
         except WorkerUnfit:
@@ -176,29 +182,25 @@ class PipelineStage(ABC, Generic[SettingsKind]):
         return done
 
     @abstractmethod
-    def _accept(self, job: Job) -> Any:
-        """A request with its seed and all that is known before the model runs.
+    def _accept(self, job: Job) -> AcceptedJob:
+        """A job, which has a seed, with all that is known before the model runs.
 
         Raises:
             RequestError: 413 or 422; it is over a limit, or its picture cannot be used.
         """
 
-    def _kind(self, accepted: Any) -> Hashable:
+    def _kind(self, accepted: AcceptedJob) -> Hashable:
         """Requests of the same kind are carried out together."""
 
     @abstractmethod
-    def _carry_out(self, group: Sequence[Any]) -> Sequence[Output | Exception]:
+    def _carry_out(self, group: Sequence[AcceptedJob]) -> Sequence[Output | Exception]:
         """Make the files of some accepted requests of the same kind in one call of the pipeline."""
 
-    def _no_gradients(self) -> AbstractContextManager[None]:
-        """Offloaded weights are created again in each call and outlive it: no tensor of inference mode may."""
-        return torch.inference_mode() if self._settings.offload == "none" else torch.no_grad()
-
     @contextmanager
-    def _request(self) -> Iterator[None]:
+    def _call(self, group: Sequence[Job]) -> Iterator[Stopwatch]:
         """The time of one call of the pipeline; whatever ends it, the next one finds everything as it was."""
         try:
-            yield
+            yield Stopwatch(self._loaded.device, [job.on_step for job in group])
         finally:
             self._forget_features()
             if self._pipeline.vae.dtype != self._loaded.dtype:
@@ -211,12 +213,15 @@ class PipelineStage(ABC, Generic[SettingsKind]):
         if self._loaded.deep_cache:
             self._loaded.deep_cache.reset()
 
-    def _made_with(self, batch_size: int = 1) -> dict[str, Any]:
-        """What a recipe holds beside the parameters: all else that shapes the pixels."""
+    def _recipe(self, request: Any, batch_size: int = 1, **in_force: Any) -> dict[str, Any]:
+        """The recipe of a request's file: its parameters, with those in force, and all else that shapes the pixels."""
         made_with: dict[str, Any] = {"model": self.identity, "precision": self._loaded.precision}
         if shaping := self._settings.shaping():
             made_with["settings"] = shaping
-        return made_with | ({"batch_size": batch_size} if batch_size > 1 else {})
+        if batch_size > 1:
+            made_with["batch_size"] = batch_size
+        parameters = request.model_dump(exclude=NOT_PARAMETERS) | in_force
+        return make_recipe(self.stage, parameters, made_with, request.metadata)
 
     @abstractmethod
     def _warm_up_job(self, size: Sequence[int], steps: int) -> Job:

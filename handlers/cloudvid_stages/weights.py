@@ -158,10 +158,8 @@ def fetch(settings: StageSettings) -> Checkpoint:
     for name in (settings.model, *settings.mirrors):
         try:
             info = HfApi().model_info(name, revision=settings.revision)
-            files = wanted_files(
-                [file.rfilename for file in info.siblings or ()],
-                settings.precision(torch.cuda.is_available()) == "fp16",
-            )
+            on_hub = [file.rfilename for file in info.siblings or ()]
+            files = wanted_files(on_hub, settings.precision(torch.cuda.is_available()) == "fp16")
             snapshot = snapshot_download(name, revision=settings.revision, allow_patterns=files)
         except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
             reasons.append(f"{name}: {_remedy(name, settings.revision, error)}")
@@ -204,30 +202,23 @@ def wanted_files(files: Iterable[str], fp16: bool) -> list[str]:
 
 def _remedy(name: str, revision: str | None, error: Exception) -> str:
     """Why a model could not be fetched, and what to do about it."""
-    page = f"{constants.ENDPOINT}/{name}"
+    host = constants.ENDPOINT
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    restricted = f"access is restricted; accept its licence on {page} and set HF_TOKEN to a token that may read it"
-    absent = "is not there; check the name, or name a mirror"
-    by_class: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-        (GatedRepoError, restricted),
-        (RevisionNotFoundError, f"has no revision {revision!r}"),
-        (HFValidationError, "is neither a directory nor a Hub id"),
-        (
-            (httpx2.TransportError, ConnectionError, LocalEntryNotFoundError),
-            f"{constants.ENDPOINT} cannot be reached; check the network, set HF_ENDPOINT to a mirror, or name a folder",
-        ),
+    restricted = (
+        f"access is restricted; accept its licence on {host}/{name} and set HF_TOKEN to a token that may read it"
     )
-    by_status = {
-        401: "is private, not there, or HF_TOKEN is refused; check the name and the token",
-        403: restricted,
-        404: absent,
-    }
-    for kind, text in by_class:
-        if isinstance(error, kind):
-            return text
-    if status is not None:
-        return by_status.get(status, f"the Hub answers {status}; try again later")
-    return str(error).strip().splitlines()[0]
+    unreachable = isinstance(error, httpx2.TransportError | ConnectionError | LocalEntryNotFoundError)
+    cases = (
+        (isinstance(error, GatedRepoError), restricted),
+        (isinstance(error, RevisionNotFoundError), f"has no revision {revision!r}"),
+        (isinstance(error, HFValidationError), "is neither a directory nor a Hub id"),
+        (unreachable, f"{host} cannot be reached; check the network, set HF_ENDPOINT to a mirror, or name a folder"),
+        (status == 401, "is private, not there, or HF_TOKEN is refused; check the name and the token"),
+        (status == 403, restricted),
+        (status == 404, "is not there; check the name, or name a mirror"),
+        (status is not None, f"the Hub answers {status}; try again later"),
+    )
+    return next((text for is_so, text in cases if is_so), str(error).strip().partition("\n")[0])
 
 
 def _checkpoint(name: str, snapshot: str) -> Checkpoint:

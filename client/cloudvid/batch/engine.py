@@ -11,19 +11,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-from cloudvid.batch.events import (
-    BatchEvent,
-    BatchFinished,
-    BatchStarted,
-    ModelsKnown,
-    SceneDone,
-    SceneFailed,
-    SceneSkipped,
-    StageDone,
-)
+from cloudvid.batch import events
 from cloudvid.batch.gallery import NAME as GALLERY
 from cloudvid.batch.gallery import Gallery
 from cloudvid.batch.options import RenderOptions
@@ -53,7 +43,7 @@ def render(
     disk: Disk = DISK,
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[int], float] = backoff,
-) -> Generator[BatchEvent, None, None]:
+) -> Generator[events.BatchEvent, None, None]:
     """Make every scene's picture and clip, and report what happens as it happens.
 
     Finished files are never made again, and partial files are never mistaken for finished ones. If a parameter, the
@@ -74,12 +64,11 @@ def render(
         ServerUnavailable: the server is absent for longer than the patience, or refuses the token.
         OutputError: a file cannot be written; the folder is in use or (`UnusableFolder`) cannot be used.
     """
-    options = replace(options or RenderOptions(), clock=clock, backoff=wait)
     store = Store(Path(output_dir), disk)
     try:
-        batch = _Batch(scenes, client, store, options)
+        batch = _Batch(scenes, client, store, options or RenderOptions(), clock=clock, wait=wait)
         try:
-            yield from batch.events()
+            yield from batch.run()
         except KeyboardInterrupt:
             batch.leave()
             yield batch.finished("interrupted")
@@ -97,33 +86,39 @@ def render(
 class _Batch:
     """The state of a batch. Apart from the store and the inbox, only the generator's thread touches it."""
 
-    def __init__(self, scenes: Sequence[Scene], client: Client, store: Store, options: RenderOptions) -> None:
-        self._began = self._drawn_at = options.clock()
-        self._store, self._options = store, options
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        client: Client,
+        store: Store,
+        options: RenderOptions,
+        *,
+        clock: Callable[[], float],
+        wait: Callable[[int], float],
+    ) -> None:
+        self._began = self._drawn_at = clock()
+        self._store, self._options, self._clock = store, options, clock
         self._order = [scene.id for scene in scenes]
         everything = [SceneProgress.of(scene, options.embed_recipe) for scene in scenes]
         self._scenes = [each for each in everything if not options.only or each.scene.id in options.only]
-        self._gallery = Gallery(everything, store.entry)
-        self._inbox: queue.SimpleQueue[BatchEvent | Finished] = queue.SimpleQueue()
-        self._runner = StageRunner(client, store, options, report=self._inbox.put)
+        self._gallery = Gallery(everything, store.record)
+        self._inbox: queue.SimpleQueue[events.BatchEvent | Finished] = queue.SimpleQueue()
+        self._runner = StageRunner(client, store, options, self._inbox.put, clock=clock, wait=wait)
         self._watch = Watch(client.server, options.concurrency)
         self._waiting = {Stage.T2I: deque(self._scenes), Stage.I2V: deque[SceneProgress]()}
         self._running: Counter[Stage] = Counter()
-        self._models: dict[Stage, str | None] = {}
         self._lost: set[Stage] = set()
         """Stages that cannot be used any more."""
         self._fatal: CloudVidError | None = None
 
-    def events(self) -> Iterator[BatchEvent]:
+    def run(self) -> Iterator[events.BatchEvent]:
         """Carry out the batch."""
-        yield BatchStarted(scenes=len(self._scenes), output_dir=str(self._store.folder))
+        yield events.BatchStarted(scenes=len(self._scenes), output_dir=str(self._store.folder))
         self._watch.start()
         while not self._watch.is_ready(_TICK_SECONDS):
             pass
-        self._models = dict(self._watch.models)
-        yield ModelsKnown(models=self._models)
-        stopped: str | None = None
-        while stopped is None:
+        yield events.ModelsKnown(models=self._watch.models)
+        while not self._is_unwritable() and not self._is_failed():
             self._give_up()
             yield from self._dispatch()
             if not self._running.total() and not any(self._queue(stage) for stage in Stage):
@@ -136,29 +131,25 @@ class _Batch:
                 yield item
                 continue
             yield from self._finish(item)
-            if self._is_unwritable():
-                stopped = str(self._fatal)
-            elif self._options.fail_fast and self._count(State.FAILED):
-                stopped = "failed"
         self.stop()
         if not self._is_unwritable():
             try:
                 self._settle()
             except OutputError as error:
                 self._fatal = self._fatal if isinstance(self._fatal, NoRoom) else error
-        yield self.finished(stopped or (str(self._fatal) if self._fatal else None))
+        yield self.finished("failed" if self._is_failed() else str(self._fatal) if self._fatal else None)
         if self._fatal is not None:
             raise self._fatal
 
-    def finished(self, stopped: str | None) -> BatchFinished:
+    def finished(self, stopped: str | None) -> events.BatchFinished:
         """The last event."""
-        return BatchFinished(
+        return events.BatchFinished(
             scenes=len(self._scenes),
             done=self._count(State.DONE),
             skipped=self._count(State.SKIPPED),
             failed=self._count(State.FAILED),
             requests=self._runner.requests,
-            seconds=round(self._options.clock() - self._began, 3),
+            seconds=round(self._clock() - self._began, 3),
             stopped=stopped,
         )
 
@@ -174,7 +165,7 @@ class _Batch:
             self._draw_gallery()
 
     def _draw_gallery(self) -> None:
-        self._drawn_at = self._options.clock()
+        self._drawn_at = self._clock()
         self._store.write(GALLERY, self._gallery.page())
 
     def _settle(self) -> None:
@@ -186,6 +177,9 @@ class _Batch:
 
     def _count(self, state: State) -> int:
         return sum(each.state is state for each in self._scenes)
+
+    def _is_failed(self) -> bool:
+        return self._options.fail_fast and self._count(State.FAILED) > 0
 
     def _is_unwritable(self) -> bool:
         """Whether nothing more can be stored, including what is in progress."""
@@ -203,60 +197,37 @@ class _Batch:
                 self._lost.add(stage)
                 self._fatal = error
 
-    def _dispatch(self) -> Iterator[BatchEvent]:
+    def _dispatch(self) -> Iterator[events.BatchEvent]:
         """Start what can be started, clips first: finishing a scene is worth more than beginning one."""
-        while True:
-            if self._has_slot(Stage.I2V):
-                yield from self._animate(self._waiting[Stage.I2V].popleft())
-            elif self._has_slot(Stage.T2I):
-                self._draw(self._waiting[Stage.T2I].popleft())
-            else:
-                return
+        while stage := next((stage for stage in (Stage.I2V, Stage.T2I) if self._has_slot(stage)), None):
+            yield from self._begin(self._waiting[stage].popleft(), stage)
 
     def _has_slot(self, stage: Stage) -> bool:
         return bool(self._queue(stage)) and self._running[stage] < self._watch.slots(stage)
 
-    def _draw(self, each: SceneProgress) -> None:
-        asked, entry = each.asked[Stage.T2I], self._store.entry(each.scene.id, Stage.T2I)
-        reason = asked.reason_to_run(entry, self._store.folder, model=self._models[Stage.T2I])
-        reason = "forced" if self._options.force else reason
-        if reason is None:
-            self._wait_for_clip(each)
-        else:
-            self._start(Job(each, asked, reason), State.DRAWING)
-
-    def _animate(self, each: SceneProgress) -> Iterator[BatchEvent]:
-        asked, entry = each.asked[Stage.I2V], self._store.entry(each.scene.id, Stage.I2V)
-        picture = self._store.entry(each.scene.id, Stage.T2I)
-        reason = asked.reason_to_run(
-            entry,
-            self._store.folder,
-            model=self._models[Stage.I2V],
-            picture_sha256=picture.sha256 if picture else None,
-        )
-        reason = "forced" if self._options.force else reason
-        if reason is not None:
-            self._start(Job(each, asked, reason, picture), State.ANIMATING)
+    def _begin(self, each: SceneProgress, stage: Stage) -> Iterator[events.BatchEvent]:
+        """Send a scene to a stage, or pass it on if there is nothing to do."""
+        asked, record = each.asked[stage], self._store.record(each.scene.id)
+        model = self._watch.models[stage]
+        reason = "forced" if self._options.force else asked.reason_to_run(record, self._store.folder, model)
+        if reason:
+            each.state = State.DRAWING if stage is Stage.T2I else State.ANIMATING
+            each.has_run = True
+            self._running[stage] += 1
+            self._runner.start(Job(each, asked, reason))
+        elif stage is Stage.T2I:
+            self._enqueue(each, Stage.I2V)
         elif each.has_run:
             yield self._done(each)
         else:
             each.state = State.SKIPPED
-            yield SceneSkipped(scene=each.scene.id)
+            yield events.SceneSkipped(scene=each.scene.id)
 
-    def _wait_for_clip(self, each: SceneProgress) -> None:
-        each.state = State.DRAWN
-        self._waiting[Stage.I2V].append(each)
+    def _enqueue(self, each: SceneProgress, stage: Stage) -> None:
+        each.state = State.WAITING if stage is Stage.T2I else State.DRAWN
+        self._waiting[stage].append(each)
 
-    def _wait_for_picture(self, each: SceneProgress) -> None:
-        each.state = State.WAITING
-        self._waiting[Stage.T2I].append(each)
-
-    def _start(self, job: Job, state: State) -> None:
-        job.progress.state, job.progress.has_run = state, True
-        self._running[job.asked.stage] += 1
-        self._runner.start(job)
-
-    def _finish(self, finished: Finished) -> Iterator[BatchEvent]:
+    def _finish(self, finished: Finished) -> Iterator[events.BatchEvent]:
         job, entry, stage = finished.job, finished.entry, finished.job.asked.stage
         self._running[stage] = max(0, self._running[stage] - 1)  # the stage may have been given up
         self._gallery.changed(job.progress)
@@ -264,7 +235,7 @@ class _Batch:
             yield from self._fail(job, finished.error or CloudVidError("no result"))
             return
         self._learn_model(stage, entry.model)
-        yield StageDone(
+        yield events.StageDone(
             scene=job.scene,
             stage=stage,
             path=str(self._store.folder / entry.file),
@@ -276,17 +247,17 @@ class _Batch:
             warnings=entry.warnings or (),
         )
         if stage is Stage.T2I:
-            self._wait_for_clip(job.progress)
+            self._enqueue(job.progress, Stage.I2V)
         else:
             yield self._done(job.progress)
-        if self._options.clock() - self._drawn_at >= _GALLERY_SECONDS:
+        if self._clock() - self._drawn_at >= _GALLERY_SECONDS:
             with suppress(OutputError):  # the one at the end counts
                 self._draw_gallery()
 
-    def _fail(self, job: Job, error: CloudVidError) -> Iterator[BatchEvent]:
+    def _fail(self, job: Job, error: CloudVidError) -> Iterator[events.BatchEvent]:
         if isinstance(error, PictureChanged) and not job.progress.is_redrawn:
             job.progress.is_redrawn = True
-            self._wait_for_picture(job.progress)
+            self._enqueue(job.progress, Stage.T2I)
         elif isinstance(error, ServerUnavailable):
             self._lost.add(job.asked.stage)  # the other stage continues
             self._fatal = error
@@ -298,17 +269,17 @@ class _Batch:
         else:
             job.progress.state, job.progress.error = State.FAILED, str(error)
             name = type(error).__name__
-            yield SceneFailed(scene=job.scene, stage=job.asked.stage, error=name, message=str(error))
+            yield events.SceneFailed(scene=job.scene, stage=job.asked.stage, error=name, message=str(error))
 
     def _learn_model(self, stage: Stage, model: str) -> None:
         """Check the skipped scenes again if they were compared with another model, or with none."""
-        if self._models[stage] == model:
+        if self._watch.models[stage] == model:
             return
-        self._models[stage] = model
+        self._watch.models[stage] = model
         for each in self._scenes:
             if each.state is State.SKIPPED:
-                self._wait_for_picture(each)
+                self._enqueue(each, Stage.T2I)
 
-    def _done(self, each: SceneProgress) -> SceneDone:
+    def _done(self, each: SceneProgress) -> events.SceneDone:
         each.state = State.DONE
-        return SceneDone(scene=each.scene.id)
+        return events.SceneDone(scene=each.scene.id)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cloudvid_schema.protocol import Stage
+from cloudvid_schema.protocol import Phase, Stage
 
 
 class _Event(BaseModel):
@@ -52,7 +52,7 @@ class StageProgress(_Event):
     event: Literal["stage_progress"] = "stage_progress"
     scene: str
     stage: Stage
-    phase: Literal["denoise", "decode", "encode"]
+    phase: Phase
     step: int
     steps: int
 

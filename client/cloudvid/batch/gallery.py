@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 
-from cloudvid.batch.manifest import Entry, canonical
+from cloudvid.batch.manifest import Entry, Record, canonical
 from cloudvid.batch.progress import Asked, SceneProgress
 from cloudvid.batch.toys import toy_note
 from cloudvid_schema.protocol import Stage
@@ -22,15 +22,10 @@ _MANY = 12  # scenes; with more, parameters are folded
 
 
 class Gallery:
-    """The gallery of a batch. Only cards that have changed are rendered again.
+    """The gallery of a batch, in the order of the scenes. Only cards that have changed are rendered again."""
 
-    Args:
-        scenes: in the order in which they are shown.
-        entry: what is on record about a stage of a scene, by the scene's id.
-    """
-
-    def __init__(self, scenes: Sequence[SceneProgress], entry: Callable[[str, Stage], Entry | None]) -> None:
-        self._scenes, self._entry = scenes, entry
+    def __init__(self, scenes: Sequence[SceneProgress], record: Callable[[str], Record]) -> None:
+        self._scenes, self._record = scenes, record
         self._cards: dict[str, _Card] = {}
 
     def changed(self, progress: SceneProgress) -> None:
@@ -39,24 +34,26 @@ class Gallery:
 
     def page(self) -> bytes:
         """The HTML document."""
-        for progress in self._scenes:
-            if progress.scene.id not in self._cards:
-                self._cards[progress.scene.id] = _Card(progress, self._entry, is_open=len(self._scenes) <= _MANY)
-        cards = [self._cards[progress.scene.id] for progress in self._scenes]
+        cards = [self._card(progress) for progress in self._scenes]
         counts = {status: sum(card.status == status for card in cards) for status in ("done", "failed", "to do")}
         models = sorted({model for card in cards for model in card.models})
         page = _ENVIRONMENT.get_template("gallery.html")
         cards_html = [card.html for card in cards]
         return page.render(cards=cards_html, counts=counts, models=models, note=toy_note(models)).encode()
 
+    def _card(self, progress: SceneProgress) -> "_Card":
+        scene = progress.scene.id
+        if scene not in self._cards:
+            self._cards[scene] = _Card(progress, self._record(scene), is_open=len(self._scenes) <= _MANY)
+        return self._cards[scene]
+
 
 class _Card:
     """A scene's part of the page."""
 
-    def __init__(self, progress: SceneProgress, entry: Callable[[str, Stage], Entry | None], is_open: bool) -> None:
-        scene = progress.scene
-        entries = {stage: entry(scene.id, stage) for stage in Stage}
-        picture, clip = entries[Stage.T2I], entries[Stage.I2V]
+    def __init__(self, progress: SceneProgress, record: Record, is_open: bool) -> None:
+        scene, picture, clip = progress.scene, record.t2i, record.i2v
+        entries = {stage: record.entry(stage) for stage in Stage}
         is_current = all(_is_current(progress.asked[stage], entry) for stage, entry in entries.items())
         is_done = is_current and picture and clip and clip.picture_sha256 == picture.sha256
         self.status = "failed" if progress.error else "done" if is_done else "to do"

@@ -49,8 +49,10 @@ def _check_png(data: bytes) -> None:
             expected = None if interlaced else height * (row + 1)
         elif kind == b"IDAT":
             unpacked += len(unpacker.decompress(body))
-    if not unpacker.eof or (expected is not None and unpacked != expected):
+    if expected is not None and unpacked != expected:
         raise _Broken(f"its pixels unpack to {unpacked} bytes, not {expected}")
+    if not unpacker.eof:
+        raise _Broken("its pixels lack their checksum")
 
 
 def _boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:

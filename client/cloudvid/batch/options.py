@@ -1,10 +1,8 @@
 """How a batch is carried out."""
 
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from cloudvid.endpoints.failures import backoff
 from cloudvid_schema.protocol import Stage
 
 
@@ -27,7 +25,3 @@ class RenderOptions:
     concurrency: Mapping[Stage, int] = field(default_factory=dict)
     """Concurrent requests for a stage whose workers cannot be counted; default: the workers that a proxy counts on one
     host, else 1."""
-    clock: Callable[[], float] = time.monotonic
-    """Monotonic seconds."""
-    backoff: Callable[[int], float] = backoff
-    """Seconds to wait before the n-th attempt of a request."""

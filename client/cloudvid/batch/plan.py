@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cloudvid.batch.manifest import read_records
+from cloudvid.batch.manifest import Record, read_records
 from cloudvid.batch.progress import Asked
 from cloudvid.batch.scenes import Scene
 from cloudvid.batch.store import MARGIN, most_bytes
@@ -66,8 +66,7 @@ def make_plan(
         scenes: what would be made.
         folder: the output folder, which is only read.
         descriptions: the stages' workers' descriptions, as far as known.
-        embed_recipe: as in `RenderOptions`.
-        force: as in `RenderOptions`.
+        embed_recipe, force: as in `RenderOptions`.
         disk: the disk of the folder.
 
     Raises:
@@ -79,17 +78,11 @@ def make_plan(
     painter = descriptions.get(Stage.T2I)
     known = None if painter is None or painter.vocabulary is None else frozenset(painter.vocabulary)
     for scene in scenes:
-        record = records.get(scene.id)
+        record = records.get(scene.id) or Record(id=scene.id)
         is_new_picture = False
         for stage in Stage:
             asked, description = Asked.of(scene, stage, embed_recipe), descriptions.get(stage)
-            picture = record.t2i.sha256 if record and record.t2i and stage is Stage.I2V else None
-            reason = asked.reason_to_run(
-                record.entry(stage) if record else None,
-                folder,
-                model=description.model if description else None,
-                picture_sha256=picture,
-            )
+            reason = asked.reason_to_run(record, folder, description.model if description else None)
             if reason is None and is_new_picture:
                 reason = "picture changed"
             # A picture that is only missing or damaged will be the same again, so its clip stays.
@@ -98,7 +91,7 @@ def make_plan(
             steps = asked.request.num_inference_steps if reason else 0
             seconds = _seconds(scene, asked.request, description) if reason else 0.0
             plan.stages.append(StagePlan(scene.id, stage, reason, steps, seconds))
-            most += most_bytes(asked.request, scene.t2i_request()) if reason else 0
+            most += most_bytes(asked.request, scene.t2i_params) if reason else 0
         plan.warnings += _size_warnings(scene)
         if known is not None:
             plan.warnings += [f"{scene.id}: {text}" for text in vocabulary_warnings(scene.t2i_request(), known)]

@@ -5,7 +5,7 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
-from cloudvid.batch.manifest import Entry, request_digest
+from cloudvid.batch.manifest import Record, request_digest
 from cloudvid.batch.scenes import Scene
 from cloudvid_schema.files import sha256
 from cloudvid_schema.protocol import Request, Stage
@@ -38,24 +38,22 @@ class Asked:
             return self
         return replace(self, request=self.request.model_copy(update={"embed_recipe": embed_recipe}))
 
-    def reason_to_run(
-        self, entry: Entry | None, folder: Path, *, model: str | None, picture_sha256: str | None = None
-    ) -> str | None:
+    def reason_to_run(self, record: Record, folder: Path, model: str | None) -> str | None:
         """Why the stage has to run, or None if its file exists, intact and as requested.
 
         Args:
-            entry: the manifest's entry of this stage.
+            record: the scene's line in the manifest.
             folder: the output folder.
             model: identity of the model that would make the file, if known.
-            picture_sha256: for a clip, the picture that it would be made from.
         """
+        entry = record.entry(self.stage)
         if entry is None or entry.file != self.file:  # the record names another file, e.g. after a renaming
             return "new"
         if not entry.is_of(self.digest):
             return "parameters changed"
         if model is not None and entry.model != model:
             return "model changed"
-        if picture_sha256 is not None and entry.picture_sha256 != picture_sha256:
+        if self.stage is Stage.I2V and record.t2i and entry.picture_sha256 != record.t2i.sha256:
             return "picture changed"
         try:
             return None if sha256(folder / entry.file) == entry.sha256 else "file damaged"

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from cloudvid.batch.events import BatchEvent, StageProgress, StageRetried, StageStarted
 from cloudvid.batch.manifest import Entry
@@ -12,15 +13,8 @@ from cloudvid.batch.options import RenderOptions
 from cloudvid.batch.progress import Asked, SceneProgress
 from cloudvid.batch.store import Store, most_bytes
 from cloudvid.client import Client
+from cloudvid.endpoints import errors
 from cloudvid.endpoints.answers import Generated
-from cloudvid.endpoints.errors import (
-    BrokenAnswer,
-    CloudVidError,
-    ServerUnavailable,
-    StageError,
-    Unhealthy,
-    WorkerDied,
-)
 from cloudvid.endpoints.failures import DOWN_SECONDS, Tries
 from cloudvid_schema.protocol import MEDIA_TYPE, Progress, Stage, Started
 
@@ -35,8 +29,6 @@ class Job:
     progress: SceneProgress
     asked: Asked
     reason: str
-    picture: Entry | None = None
-    """For a clip: the entry of its picture."""
 
     @property
     def scene(self) -> str:
@@ -51,7 +43,7 @@ class Finished:
     job: Job
     entry: Entry | None = None
     seconds: float = 0.0
-    error: CloudVidError | None = None
+    error: errors.CloudVidError | None = None
 
 
 class _Stopped(Exception):
@@ -59,19 +51,20 @@ class _Stopped(Exception):
 
 
 class StageRunner:
-    """Runs jobs, each in a thread of its own.
-
-    Args:
-        client: sends the requests.
-        store: keeps the files.
-        options: how often and how long to retry.
-        report: called with events and with every job's end, from the jobs' threads.
-    """
+    """Runs jobs, each in a thread of its own, which calls `report` with events and with the job's end."""
 
     def __init__(
-        self, client: Client, store: Store, options: RenderOptions, report: Callable[[BatchEvent | Finished], None]
+        self,
+        client: Client,
+        store: Store,
+        options: RenderOptions,
+        report: Callable[[BatchEvent | Finished], None],
+        *,
+        clock: Callable[[], float],
+        wait: Callable[[int], float],
     ) -> None:
         self._client, self._store, self._options, self._report = client, store, options, report
+        self._clock, self._wait = clock, wait
         self._stop = threading.Event()
         self._counting = threading.Lock()
         self.requests = 0
@@ -87,88 +80,76 @@ class StageRunner:
 
     def _run(self, job: Job) -> None:
         try:
-            picture_request = job.progress.asked[Stage.T2I].request
-            with self._store.room_for(job.asked.file, most_bytes(job.asked.request, picture_request)):  # type: ignore[arg-type]
+            with self._store.room_for(job.asked.file, most_bytes(job.asked.request, job.progress.scene.t2i_params)):
                 result = self._send(job)
-                if self._stop.is_set():
-                    return
-                entry = self._store.save(job.scene, job.asked, result, job.picture)
+                self._pause()
+                entry = self._store.save(job.scene, job.asked, result)
             self._report(Finished(job, entry, sum(result.timings.values()) / 1000))
         except _Stopped:
             pass
-        except CloudVidError as error:
+        except errors.CloudVidError as error:
             self._report(Finished(job, error=error))
         except Exception as error:  # a bug must fail the scene instead of leaving the batch waiting for it
             logger.exception("%s of scene %s failed", job.asked.stage, job.scene)
             text = f"{job.asked.stage}: {type(error).__name__}: {error}"
-            self._report(Finished(job, error=StageError(text)))
+            self._report(Finished(job, error=errors.StageError(text)))
 
     def _send(self, job: Job) -> Generated:
         stage = job.asked.stage
-        tries = Tries(self._options.retries, self._options.patience, self._options.clock)
+        tries = Tries(self._options.retries, self._options.patience, self._clock)
         attempt = 0
         down_since: float | None = None
         while True:
             attempt += 1
-            self._report(StageStarted(scene=job.scene, stage=stage, reason=job.reason, attempt=attempt))
+            self._tell(job, StageStarted, reason=job.reason, attempt=attempt)
             tries.begin()
             try:
                 return self._send_once(job)
-            except (StageError, ServerUnavailable) as caught:
+            except (errors.StageError, errors.ServerUnavailable) as caught:
                 error = self._cause(stage, caught)
                 if not tries.allow(error):
                     raise error from None
                 down_since = self._since_down(stage, down_since)
-                wait = self._options.backoff(attempt)
-                self._report(
-                    StageRetried(
-                        scene=job.scene,
-                        stage=stage,
-                        error=type(error).__name__,
-                        message=str(error),
-                        wait_seconds=round(wait, 3),
-                    )
-                )
-            if self._stop.wait(wait):
-                raise _Stopped
+                wait = self._wait(attempt)
+                name, text = type(error).__name__, str(error)
+                self._tell(job, StageRetried, error=name, message=text, wait_seconds=round(wait, 3))
+            self._pause(wait)
 
-    def _cause(self, stage: Stage, error: StageError | ServerUnavailable) -> StageError | ServerUnavailable:
+    def _cause(self, stage: Stage, error: errors.CloudVidError) -> errors.CloudVidError:
         """The error, or its cause: a stream that a dead worker cut looks the same as one that the network cut."""
-        if type(error) is not BrokenAnswer:
+        if type(error) is not errors.BrokenAnswer:
             return error
         for _ in range(_LOOKS):
             try:
                 seen = self._client.server.manage(stage)
-            except CloudVidError:
+            except errors.CloudVidError:
                 return error
             if seen.ready < len(seen.workers):
-                return WorkerDied(f"{stage}: the worker died or stopped responding during its answer")
-            if self._stop.wait(_LOOK_SECONDS):
-                raise _Stopped
+                return errors.WorkerDied(f"{stage}: the worker died or stopped responding during its answer")
+            self._pause(_LOOK_SECONDS)
         return error
 
     def _since_down(self, stage: Stage, since: float | None) -> float | None:
         """Since when the server has reported that the stage's workers fail to start; None if it does not.
 
         Raises:
-            Unhealthy: for longer than a worker needs to restart.
+            errors.Unhealthy: for longer than a worker needs to restart.
         """
         try:
             seen = self._client.server.look(stage)
-        except CloudVidError:
+        except errors.CloudVidError:
             return None
         if not seen.unhealthy or seen.ready:
             return None
-        now = self._options.clock()
+        now = self._clock()
         since = now if since is None else since
         if now - since >= DOWN_SECONDS:
-            raise Unhealthy(f"{stage}: workers fail to start; see the server's log")
+            raise errors.Unhealthy(f"{stage}: workers fail to start; see the server's log")
         return since
 
     def _send_once(self, job: Job) -> Generated:
-        picture = self._store.picture(job.picture) if job.picture else None
-        if self._stop.is_set():
-            raise _Stopped
+        picture = self._store.picture(job.scene) if job.asked.stage is Stage.I2V else None
+        self._pause()
         with self._counting:
             self.requests += 1
         result = self._client.send(job.asked.request, picture, on_event=lambda event: self._pass_on(job, event))
@@ -176,8 +157,14 @@ class StageRunner:
         return result
 
     def _pass_on(self, job: Job, event: Started | Progress) -> None:
-        if self._stop.is_set():
-            raise _Stopped
+        self._pause()
         if isinstance(event, Progress):
-            values = event.model_dump(exclude={"event"})
-            self._report(StageProgress(scene=job.scene, stage=job.asked.stage, **values))
+            self._tell(job, StageProgress, **event.model_dump(exclude={"event"}))
+
+    def _pause(self, seconds: float = 0.0) -> None:
+        """Wait, unless the batch ends."""
+        if self._stop.wait(seconds):
+            raise _Stopped
+
+    def _tell(self, job: Job, event: Callable[..., BatchEvent], **values: Any) -> None:
+        self._report(event(scene=job.scene, stage=job.asked.stage, **values))

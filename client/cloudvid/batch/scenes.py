@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,7 @@ class Scene(BaseModel):
     )
     scene_desc: Prompt = Field(description="What the picture shows: its prompt.")
     motion_desc: str = Field(
-        "",
-        max_length=MAX_MOTION,
-        description="How it moves. SVD takes no prompt: this is kept in the clip's metadata.",
+        "", max_length=MAX_MOTION, description="How it moves. SVD takes no prompt: this is kept in the clip's metadata."
     )
     t2i_params: TextToImageOptions = Field(
         default_factory=TextToImageOptions, description="Parameters of the picture, less its prompt."
@@ -127,16 +125,16 @@ def read_scenes(path: str | Path) -> list[Scene]:
     Raises:
         InvalidSceneFile: with all faults of the file.
     """
+    faults: Sequence[Fault]
     try:
-        document = strict_json.loads(Path(path).read_bytes())
+        return parse_scenes(strict_json.loads(Path(path).read_bytes()))
     except OSError as error:
-        raise InvalidSceneFile([Fault("", f"cannot be read ({error.strerror})", has_value=False)], str(path)) from None
+        faults = [Fault("", f"cannot be read ({error.strerror})", has_value=False)]
     except strict_json.JsonError as error:
-        raise InvalidSceneFile([Fault("", str(error), has_value=False)], str(path)) from None
-    try:
-        return parse_scenes(document)
+        faults = [Fault("", str(error), has_value=False)]
     except InvalidSceneFile as error:
-        raise InvalidSceneFile(error.faults, str(path)) from None
+        faults = error.faults
+    raise InvalidSceneFile(faults, str(path))
 
 
 def parse_scenes(document: object) -> list[Scene]:

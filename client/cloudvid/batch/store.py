@@ -1,75 +1,110 @@
-"""An output folder: its files, its manifest, and the space that is left for them."""
+"""An output folder: its files, its manifest, and the space that is left for them.
+
+A line is appended to the manifest once the files that it names are on the disk, so a crash loses at most the line.
+Opening and closing a batch reduce the manifest to one line per scene.
+"""
 
 import errno
+import fcntl
 import hashlib
+import os
+import socket
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cloudvid.batch.manifest import Entry, Manifest, Record, canonical
+from cloudvid.batch.manifest import NAME as MANIFEST
+from cloudvid.batch.manifest import Entry, Record, canonical, line_of, read_records
 from cloudvid.batch.progress import Asked
 from cloudvid.endpoints.answers import Generated, writing
-from cloudvid.endpoints.errors import NoRoom, PictureChanged
-from cloudvid_schema.files import DISK, Disk, write_file
+from cloudvid.endpoints.errors import FolderInUse, NoRoom, PictureChanged, UnusableFolder
+from cloudvid_schema.files import DISK, Disk, remove_leftovers, write_all, write_file
+from cloudvid_schema.parameters import TextToImageOptions
 from cloudvid_schema.protocol import Request, Stage, TextToImageRequest
 from cloudvid_schema.sizes import DEFAULT_FRAMES, clip_size
 
 _OVERHEAD = 2**16  # bytes: a file's recipe and container; a line of the manifest
+_LOCK = ".cloudvid.lock"
 MARGIN = 2**20
 """Bytes reserved for the manifest and the gallery."""
 
 
 class Store:
-    """An output folder that one batch has open.
-
-    Args:
-        folder: created if it does not exist.
-        disk: how files are written.
+    """An output folder that one batch has open. It is created if it does not exist.
 
     Raises:
-        FolderInUse: another cloudvid process uses the folder.
+        FolderInUse: another cloudvid process uses the folder. The lock is a courtesy: on file systems on which it does
+            not work, two batches still do each other no harm.
         UnusableFolder: it cannot be created or written to.
     """
 
     def __init__(self, folder: Path, disk: Disk = DISK) -> None:
-        self.folder, self.disk = folder, disk
-        self._manifest = Manifest(folder, disk)
+        self._path = folder / MANIFEST
+        self.folder, self._disk = folder, disk
         self._room = threading.Lock()
         self._promised = 0
+        self._added: set[str] = set()
+        self._writing = threading.Lock()
+        self._is_closed = False
+        self._begins_line = True
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise UnusableFolder(f"{folder} cannot be used: {error.strerror}", error.errno) from None
+        try:
+            self._take_lock()
+            remove_leftovers(folder)
+            self.records, is_tidy = read_records(folder)
+            if not is_tidy:
+                self._rewrite(self.records.values())
+        except BaseException:  # Ctrl-C included: release the lock
+            os.close(self._lock)
+            raise
 
-    def entry(self, scene: str, stage: Stage) -> Entry | None:
-        """What is on record about a stage of a scene."""
-        record = self._manifest.records.get(scene)
-        return record.entry(stage) if record else None
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._lock, 200).decode(errors="replace").strip()
+            raise FolderInUse(f"another cloudvid works in {self.folder} ({holder or 'just started'})") from None
+        except OSError:
+            return  # no locks on this file system
+        with suppress(OSError):  # who holds the lock is a courtesy, too
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
-    def picture(self, entry: Entry) -> bytes:
-        """The picture that is on record.
+    def record(self, scene: str) -> Record:
+        """What is on record about a scene; an empty record if there is nothing."""
+        return self.records.get(scene) or Record(id=scene)
+
+    def picture(self, scene: str) -> bytes:
+        """A scene's picture, which is on record.
 
         Raises:
             PictureChanged: the file is missing or has changed.
         """
+        entry = self.record(scene).t2i
+        if entry is None:
+            raise PictureChanged(f"{scene} has no picture")
         path = self.folder / entry.file
         data = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise PictureChanged(f"{path} has changed since it was made")
         return data
 
-    def save(self, scene: str, asked: Asked, result: Generated, picture: Entry | None) -> Entry:
+    def save(self, scene: str, asked: Asked, result: Generated) -> Entry:
         """Write a file, then its record: what the manifest names is always on the disk.
-
-        Args:
-            scene: id of the scene.
-            asked: the request.
-            result: the file.
-            picture: for a clip, the entry of the picture that it was made from.
 
         Raises:
             OutputError: the file or the record cannot be written.
         """
         path = self.folder / asked.file
         with writing(path):
-            write_file(path, result.data, self.disk)
+            write_file(path, result.data, self._disk)
+        record = self.record(scene)
+        picture = record.t2i if asked.stage is Stage.I2V else None
         entry = Entry(
             file=path.name,
             size=len(result.data),
@@ -81,11 +116,7 @@ class Store:
             request_sha256=asked.digest,
             request=canonical(asked.request),
         )
-        if asked.stage is Stage.I2V:
-            record = Record(id=scene, t2i=picture, i2v=entry)
-        else:  # a clip of another picture stays on record as such
-            record = Record(id=scene, t2i=entry, i2v=self.entry(scene, Stage.I2V))
-        self._manifest.add(record)
+        self.add(record.model_copy(update={asked.stage: entry}))  # a clip of another picture stays as such
         return entry
 
     def write(self, name: str, data: bytes) -> Path:
@@ -95,7 +126,7 @@ class Store:
             OutputError: it cannot be written.
         """
         with writing(self.folder / name):
-            return write_file(self.folder / name, data, self.disk)
+            return write_file(self.folder / name, data, self._disk)
 
     @contextmanager
     def room_for(self, name: str, size: int) -> Iterator[None]:
@@ -114,8 +145,8 @@ class Store:
                 self._promised -= size
 
     def _check_room(self, name: str, size: int) -> None:
-        free, longest = self.disk.free(self.folder), self.disk.longest()
-        record = self._manifest.path.stat().st_size if self._manifest.path.is_file() else 0
+        free, longest = self._disk.free(self.folder), self._disk.longest()
+        record = self._path.stat().st_size if self._path.is_file() else 0
         if longest is not None and longest < max(size, record + _OVERHEAD):
             limit = f"files are limited to {longest:,} bytes here (ulimit -f)"
             raise NoRoom(f"{name} may need {size:,} bytes, but {limit}", errno.EFBIG)
@@ -124,22 +155,59 @@ class Store:
             text = f"{name} may need {size:,} bytes{others}, but {self.folder} has only {free:,} bytes left"
             raise NoRoom(text, errno.ENOSPC)
 
-    def close(self, order: Iterable[str] | None = None) -> None:
-        """Release the folder; with the scenes' order, also sort the manifest.
+    def add(self, record: Record) -> None:
+        """Write a scene's record to the disk.
 
         Raises:
-            OutputError: the manifest cannot be written.
+            OutputError: it cannot be written; the files that it names will be made again.
         """
-        self._manifest.close(order)
+        line = line_of(record)
+        with self._writing, writing(self._path):
+            if self._is_closed:
+                return  # the batch has ended: the next one will judge this file
+            # Opened every time: without working locks, another cloudvid may have replaced the file.
+            handle = self._disk.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            try:
+                if not self._begins_line:
+                    line = b"\n" + line  # a previous write was cut off: its line ends here
+                self._begins_line = False
+                write_all(handle, line, self._disk)
+                self._begins_line = True
+            finally:
+                os.close(handle)
+            self.records[record.id] = record
+            self._added.add(record.id)
+
+    def close(self, order: Iterable[str] | None = None) -> None:
+        """Release the folder, once. With the scenes' order, also sort the file and reduce it to one line per scene.
+
+        Raises:
+            OutputError: the file cannot be written; the longer one remains.
+        """
+        with self._writing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        try:
+            if order is not None:
+                # Without working locks, another batch may have recorded more about scenes that this one did not touch.
+                on_disk, _ = read_records(self.folder)
+                records = {**on_disk, **{scene: self.records[scene] for scene in self._added}}
+                first = [scene for scene in order if scene in records]
+                rest = sorted(records.keys() - set(first))
+                self._rewrite(records[scene] for scene in [*first, *rest])
+        finally:
+            with suppress(OSError):
+                os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+
+    def _rewrite(self, records: Iterable[Record]) -> None:
+        with writing(self._path):
+            write_file(self._path, b"".join(map(line_of, records)), self._disk)
 
 
-def most_bytes(request: Request, picture: TextToImageRequest) -> int:
-    """Upper bound of a file's size: noise, which does not compress.
-
-    Args:
-        request: the request of the file.
-        picture: the request of the scene's picture.
-    """
+def most_bytes(request: Request, picture: TextToImageOptions) -> int:
+    """Upper bound of a file's size in bytes (noise does not compress), given the parameters of the scene's picture."""
     if isinstance(request, TextToImageRequest):
         return round(request.width * request.height * 3 * 1.01) + _OVERHEAD
     (width, height), _ = clip_size((picture.width, picture.height), request.width, request.height)

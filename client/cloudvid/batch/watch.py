@@ -26,15 +26,15 @@ class Watch:
 
     def __init__(self, server: Server, fallback: Mapping[Stage, int], seconds: float = _SECONDS) -> None:
         self._server, self._fallback, self._seconds = server, fallback, seconds
-        self._failures: dict[Stage, list[Unhealthy]] = {stage: [] for stage in Stage}
+        self._failures = dict.fromkeys(Stage, 0)
+        """Number of looks in a row at which the stage had no worker and the server reported a failure."""
         self._failed_before = dict.fromkeys(Stage, False)
         """Whether the server reported a failure while the stage still had a worker: then it meant another worker."""
         self._stop = threading.Event()
         self._slots = {stage: fallback.get(stage, 1) for stage in Stage}
-        self._first_looks = threading.Semaphore(0)
-        self._missing = len(Stage)
+        self._known = {stage: threading.Event() for stage in Stage}
         self.models: dict[Stage, str | None] = dict.fromkeys(Stage)
-        """Each stage's model at the start; None if no worker answered in time.
+        """Each stage's model; None if no worker answered in time.
 
         A busy worker answers once it is free; the first file shows the model of one that stays busy for longer.
         """
@@ -46,10 +46,7 @@ class Watch:
 
     def is_ready(self, timeout: float) -> bool:
         """Whether the models are known, or could not be learned, within so many seconds."""
-        if self._missing and self._first_looks.acquire(timeout=timeout):
-            self._missing -= 1
-            return self.is_ready(timeout)
-        return not self._missing
+        return all(known.wait(timeout) for known in self._known.values())
 
     def slots(self, stage: Stage) -> int:
         """Number of concurrent requests: one for every ready worker, and one that waits."""
@@ -61,9 +58,10 @@ class Watch:
         TorchServe keeps the requests of such a stage in its queue, so they would never be answered. If it reported a
         failure before, of another worker, this stage's workers get the time that they need to restart.
         """
-        failures = self._failures[stage]
         looks = math.ceil(DOWN_SECONDS / self._seconds) if self._failed_before[stage] else _LOOKS
-        return failures[-1] if len(failures) >= looks else None
+        if self._failures[stage] < looks:
+            return None
+        return Unhealthy(f"{self._server.urls[stage]}/ping answers 500: workers fail to start; see the server's log")
 
     def stop(self) -> None:
         """Stop watching."""
@@ -73,7 +71,7 @@ class Watch:
         if self._look(stage):
             found = self._server.describe(stage, timeout=_MODEL_SECONDS)
             self.models[stage] = found.model if found else None
-        self._first_looks.release()
+        self._known[stage].set()
         while not self._stop.wait(self._seconds):
             self._look(stage)
 
@@ -88,10 +86,5 @@ class Watch:
             self._slots[stage] = max(1, seen.ready) + 1
             if seen.ready:
                 self._failed_before[stage] = seen.unhealthy
-                self._failures[stage] = []
-            elif seen.unhealthy:
-                text = f"{self._server.urls[stage]}/ping answers 500: workers fail to start; see the server's log"
-                self._failures[stage] = [*self._failures[stage], Unhealthy(text)]
-            else:
-                self._failures[stage] = []
+            self._failures[stage] = self._failures[stage] + 1 if seen.unhealthy and not seen.ready else 0
         return seen.counted_by == "management"

@@ -1,5 +1,8 @@
 """The command line: a view of the library. Errors become text and exit codes here and nowhere else.
 
+A module has the commands on one subject; `options` declares what several of them take, `views` and `status` how a batch
+and a server are shown. What another program could need belongs in the library below.
+
 Exit codes: 0 all done, 1 some scenes failed, 2 usage or invalid input (nothing was sent), 3 the server cannot be
 reached or is not ready, 130 interrupted.
 """
@@ -8,12 +11,12 @@ import sys
 
 import typer
 
-from cloudvid.cli import doctor, inspect, run, scenes, server, single
+from cloudvid.cli import inspect, run, scenes, server, single
 from cloudvid.endpoints import errors
 
 app = typer.Typer(
     name="cloudvid",
-    help="Files of scene descriptions become pictures and clips, on a model server of your own.",
+    help="Turn files of scene descriptions into pictures and clips, on your own model server.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -30,7 +33,7 @@ app.command("gallery")(scenes.gallery)
 app.command("ps")(server.ps)
 app.command("scale")(server.scale)
 app.command("wait")(server.wait)
-app.command("doctor")(doctor.doctor)
+app.command("doctor")(server.doctor)
 
 
 def exit_code(error: errors.CloudVidError) -> int:

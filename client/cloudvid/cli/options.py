@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -17,129 +17,75 @@ SceneFile = Annotated[Path | None, typer.Argument(metavar="SCENES", help="JSON f
 OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder for the pictures and clips.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-_SERVER_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "server": (
-        Annotated[
-            str | None,
-            typer.Option(
-                "--server",
-                envvar="CLOUDVID_SERVER",
-                help=f"Address of the model server; default: what `make start` runs here, else {DEFAULT_SERVER}.",
-            ),
-        ],
-        None,
-    ),
-    "t2i_url": (
-        Annotated[
-            str | None,
-            typer.Option("--t2i-url", envvar="CLOUDVID_T2I_URL", help="Address of text to image, where it is another."),
-        ],
-        None,
-    ),
-    "i2v_url": (
-        Annotated[
-            str | None,
-            typer.Option(
-                "--i2v-url", envvar="CLOUDVID_I2V_URL", help="Address of image to video, where it is another."
-            ),
-        ],
-        None,
-    ),
-    "management": (
-        Annotated[
-            str | None,
-            typer.Option(
-                "--management",
-                envvar="CLOUDVID_MANAGEMENT",
-                help="Address of the management API; default: the port above the server's.",
-            ),
-        ],
-        None,
-    ),
-    "token": (
-        Annotated[str | None, typer.Option("--token", envvar="CLOUDVID_TOKEN", help="Token for the endpoints.")],
-        None,
-    ),
-    "ca": (
-        Annotated[
-            Path | None,
-            typer.Option(
-                "--ca",
-                envvar="CLOUDVID_CA",
-                exists=True,
-                dir_okay=False,
-                help="Certificates that vouch for a server's own, where the public ones do not.",
-            ),
-        ],
-        None,
-    ),
-    "key_file": (
-        Annotated[
-            Path | None,
-            typer.Option(
-                "--key-file",
-                envvar="CLOUDVID_KEY_FILE",
-                help="TorchServe's key_file.json; default: .run/key_file.json, for a server on this machine.",
-            ),
-        ],
-        None,
-    ),
-}
+
+def _optional(name: str, kind: type, help: str, **more: Any) -> inspect.Parameter:
+    """An option that may be left out."""
+    option = typer.Option(f"--{name.replace('_', '-')}", help=help, **more)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
 
 
-def takes_client(command: Command) -> Command:
-    """Replace a command's parameter `client` with the options that say where the server is."""
-    added = {
-        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in _SERVER_OPTIONS.items()
-    }
+def _server_option(name: str, help: str, kind: type = str, **more: Any) -> inspect.Parameter:
+    return _optional(name, kind, help, envvar=f"CLOUDVID_{name.upper()}", **more)
 
-    def run(**values: Any) -> None:
-        connection = {name: values.pop(name) for name in _SERVER_OPTIONS}
-        command(client=Client(**connection), **values)
 
-    return _with_parameters(command, run, "client", added)
+_SERVER_OPTIONS = [
+    _server_option(
+        "server", f"Address of the model server; default: what `make start` runs here, else {DEFAULT_SERVER}."
+    ),
+    _server_option("t2i_url", "Address of the text-to-image server, if it is not --server."),
+    _server_option("i2v_url", "Address of the image-to-video server, if it is not --server."),
+    _server_option("management", "Address of the management API; default: the port above the server's."),
+    _server_option("token", "Token for the endpoints."),
+    _server_option(
+        "ca", "CA bundle for the server's certificate; default: the public CAs.", Path, exists=True, dir_okay=False
+    ),
+    _server_option(
+        "key_file", "TorchServe's key_file.json; default: .run/key_file.json, for a server on this machine.", Path
+    ),
+]
+
+
+def _takes(
+    removed: str, added: Sequence[inspect.Parameter], make: Callable[[dict[str, Any]], Any]
+) -> Callable[[Command], Command]:
+    """A decorator that replaces a command's parameter with options, and makes its value of theirs."""
+
+    def decorate(command: Command) -> Command:
+        def run(**values: Any) -> None:
+            value = make({parameter.name: values.pop(parameter.name) for parameter in added})
+            command(**{removed: value}, **values)
+
+        signature = inspect.signature(command)
+        kept = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in signature.parameters.values()
+            if parameter.name != removed
+        ]
+        parameters = [*kept, *added]
+        functools.update_wrapper(run, command)
+        del run.__wrapped__  # type: ignore[attr-defined]  # typer would follow it to the original signature
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+takes_client = _takes("client", _SERVER_OPTIONS, lambda given: Client(**given))
+"""Replaces a command's parameter `client` with the options that say where the server is."""
 
 
 def takes_parameters(model: type[BaseModel], *, positional: str = "") -> Callable[[Command], Command]:
     """Replace a command's parameter `parameters` with one flag for each field of a schema model.
 
-    The command gets a dictionary of the flags that were given: ranges are checked by the model itself, in one wording.
+    The command gets a dictionary of the flags, None for those that were not given. Ranges are checked by the model
+    itself, in one wording.
     """
-    added = {}
+    added = []
     for name, field in model.model_fields.items():
-        if name == positional:
-            continue
         kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind in (int, float, str)]
-        option = typer.Option(f"--{name.replace('_', '-')}", help=field.description, show_default=False)
-        added[name] = inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[(kinds[0] if kinds else str) | None, option],
-        )
-
-    def decorate(command: Command) -> Command:
-        def run(**values: Any) -> None:
-            given = {name: values.pop(name) for name in added}
-            given = {name: value for name, value in given.items() if value is not None}
-            command(parameters=given, **values)
-
-        return _with_parameters(command, run, "parameters", added)
-
-    return decorate
-
-
-def _with_parameters(command: Command, run: Command, removed: str, added: dict[str, inspect.Parameter]) -> Command:
-    signature = inspect.signature(command)
-    kept = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in signature.parameters.values()
-        if parameter.name != removed
-    ]
-    parameters = [*kept, *added.values()]
-    functools.update_wrapper(run, command)
-    del run.__wrapped__  # type: ignore[attr-defined]  # typer would follow it to the original signature
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+        if name != positional:
+            added.append(_optional(name, kinds[0] if kinds else str, field.description or "", show_default=False))
+    return _takes("parameters", added, dict)

@@ -16,8 +16,8 @@ from cloudvid.batch.events import BatchEvent, BatchFinished, ModelsKnown
 from cloudvid.batch.options import RenderOptions
 from cloudvid.batch.scenes import read_scenes
 from cloudvid.cli.options import OutputDir, SceneFile, takes_client
+from cloudvid.cli.status import said_once
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView, View
-from cloudvid.cli.waiting import said_once
 from cloudvid.client import Client
 from cloudvid.endpoints.errors import CloudVidError, UnusableFolder
 from cloudvid_schema.processes import interrupts
@@ -35,29 +35,23 @@ def run(
     *,
     scenes: SceneFile = None,
     output_dir: OutputDir = Path("output"),
-    force: Annotated[bool, typer.Option("--force", help="Make everything again, whatever is there.")] = False,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="ID", help="Only this scene; may be repeated.")
-    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make everything again, including finished files.")] = False,
+    only: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this scene; may be repeated.")] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.")] = False,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="How often a request is sent again.")] = 4,
-    patience: Annotated[
-        float, typer.Option("--patience", min=0, help="Seconds to wait for a server that is busy or away.")
-    ] = 900.0,
+    retries: Annotated[int, typer.Option(min=0, help="How often to resend a request.")] = 4,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for a busy or absent server.")] = 900.0,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds without a sign of life after which a request has failed.")
+        float, typer.Option(min=1, help="Seconds without a sign of life after which a request has failed.")
     ] = 3600.0,
-    wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for a server that is not ready.")] = 0.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a server that is not ready.")] = 0.0,
     t2i_concurrency: Annotated[
-        int | None,
-        typer.Option("--t2i-concurrency", min=1, max=_MANY, help="Pictures at once, where workers cannot be counted."),
+        int | None, typer.Option(min=1, max=_MANY, help="Parallel picture requests if the workers cannot be counted.")
     ] = None,
     i2v_concurrency: Annotated[
-        int | None,
-        typer.Option("--i2v-concurrency", min=1, max=_MANY, help="Clips at once, where workers cannot be counted."),
+        int | None, typer.Option(min=1, max=_MANY, help="Parallel clip requests if the workers cannot be counted.")
     ] = None,
     metadata: Annotated[
-        bool, typer.Option("--metadata/--no-metadata", help="Whether the files carry their recipe.")
+        bool, typer.Option("--metadata/--no-metadata", help="Whether to store the recipe in each file.")
     ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of the files.")] = False,
     json: Annotated[
@@ -73,6 +67,7 @@ def run(
     only = only or []
     if unknown := sorted(set(only) - {scene.id for scene in batch}):
         raise typer.BadParameter(f"no scene has the id {unknown[0]!r}", param_hint="--only")
+    concurrency = {Stage.T2I: t2i_concurrency, Stage.I2V: i2v_concurrency}
     options = RenderOptions(
         force=force,
         only=only,
@@ -80,9 +75,7 @@ def run(
         retries=retries,
         patience=patience,
         embed_recipe=metadata,
-        concurrency={
-            stage: count for stage, count in zip(Stage, (t2i_concurrency, i2v_concurrency), strict=True) if count
-        },
+        concurrency={stage: count for stage, count in concurrency.items() if count},
     )
     client.timeout = timeout
     client.wait_until_ready(timeout=wait, on_wait=(lambda error: None) if quiet else said_once(_SILENT_SECONDS))

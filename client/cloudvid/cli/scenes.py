@@ -1,17 +1,19 @@
 """Commands on scene files that make nothing: validate, plan, gallery, init, schema."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cloudvid.batch.gallery import NAME, Gallery
-from cloudvid.batch.manifest import read_records
+from cloudvid.batch.manifest import Record, read_records
 from cloudvid.batch.plan import make_plan
 from cloudvid.batch.progress import SceneProgress
 from cloudvid.batch.scenes import EXAMPLE, Scene, read_scenes, scene_schema
 from cloudvid.cli.options import OutputDir, SceneFile, takes_client
+from cloudvid.cli.status import Seen, look_at
 from cloudvid.client import Client
 from cloudvid.endpoints.answers import writing
 from cloudvid.endpoints.errors import CloudVidError
@@ -29,7 +31,7 @@ def _read(scenes: Path | None) -> list[Scene]:
 
 
 def validate(scenes: SceneFile = None) -> None:
-    """Check a file of scenes without sending anything; every fault is shown with its place."""
+    """Check a scene file without sending anything; list every mistake and where it is."""
     count = len(_read(scenes))
     print(f"{scenes}: {count} scene{'s' if count != 1 else ''}, no faults")
 
@@ -42,9 +44,9 @@ def plan(
     force: Annotated[bool, typer.Option("--force", help="As if `run --force`.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="As for `run`.")] = True,
 ) -> None:
-    """Show what a run would make and skip, and why, and how long it would take."""
+    """Show what a run would make or skip, why, and how long it would take."""
     batch = _read(scenes)
-    found = {stage: _ask(client, stage) for stage in Stage}
+    found = look_at(client, Stage, _PATIENCE_SECONDS)
     seen = {stage: status for stage, status in found.items() if isinstance(status, StageStatus)}
     descriptions = {stage: status.description for stage, status in seen.items()}
     made = make_plan(batch, output_dir, descriptions, embed_recipe=metadata, force=force)
@@ -64,14 +66,7 @@ def plan(
     print(text)
 
 
-def _ask(client: Client, stage: Stage) -> StageStatus | CloudVidError:
-    try:
-        return client.status(stage, patience=_PATIENCE_SECONDS)
-    except CloudVidError as error:
-        return error
-
-
-def _why_no_estimate(found: dict[Stage, StageStatus | CloudVidError]) -> str:
+def _why_no_estimate(found: Mapping[Stage, Seen]) -> str:
     """What keeps each stage from saying how fast it is."""
     errors = [str(seen) for seen in found.values() if isinstance(seen, CloudVidError)]
     reasons = errors[:1]  # of two stages of one server they are alike
@@ -94,14 +89,14 @@ def gallery(scenes: SceneFile = None, output_dir: OutputDir = Path("output")) ->
     """Rewrite the output folder's index.html from its manifest."""
     batch = [SceneProgress.of(scene, embed_recipe=True) for scene in _read(scenes)]
     records, _ = read_records(output_dir)
-    page = Gallery(batch, lambda scene, stage: records[scene].entry(stage) if scene in records else None).page()
+    page = Gallery(batch, lambda scene: records.get(scene) or Record(id=scene)).page()
     with writing(output_dir / NAME):
         print(write_file(output_dir / NAME, page))
 
 
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("scenes.json"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write an example scene file to begin with."""
     if path.exists() and not force:

@@ -1,10 +1,12 @@
-"""Commands on the server: ps, scale, wait."""
+"""Commands on the server: ps, scale, wait, doctor."""
 
 import json as json_format
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,26 +14,28 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from cloudvid.cli.options import Json, takes_client
-from cloudvid.cli.status_view import table, workers_text
-from cloudvid.cli.waiting import said_once
+from cloudvid.cli.options import Json, OutputDir, takes_client
+from cloudvid.cli.status import Seen, look_at, said_once, table, workers_text
 from cloudvid.client import Client
+from cloudvid.endpoints.answers import plain
 from cloudvid.endpoints.errors import CloudVidError, NotScaled, ServerUnavailable
+from cloudvid.server.doctor import CHECKS, Finding, Place, examine
 from cloudvid.server.state import StageStatus
 from cloudvid_schema.protocol import Stage
 
 _WATCH_SECONDS = 2.0
 _Stages = Annotated[list[Stage] | None, typer.Option("--stage", help="Only this stage; may be repeated.")]
-_Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Seconds after which to give up.")]
+_Timeout = Annotated[float, typer.Option(min=0, help="Seconds after which to give up.")]
 
 
 @takes_client
 def ps(
     client: Client,
     seconds: Annotated[
-        float | None, typer.Argument(min=0.1, show_default=False, help="Between two looks, with --watch; default: 2.")
+        float | None,
+        typer.Argument(min=0.1, show_default=False, help="Seconds between looks, for --watch; default: 2."),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep looking until interrupted.")] = False,
     stage: _Stages = None,
     json: Json = False,
 ) -> None:
@@ -41,11 +45,10 @@ def ps(
     """
     if seconds is not None and not watch:
         raise typer.BadParameter("belongs to --watch", param_hint="SECONDS")
-    stages = stage or list(Stage)
     with _screen(watch and not json) as show:
         while True:
-            found = _look(client, stages)
-            show(_ps_json(found) if json else table(stages, found))
+            found = look_at(client, stage or Stage)
+            show(json_format.dumps(_documents(found)) if json else table(found))
             if not watch:
                 break
             time.sleep(seconds or _WATCH_SECONDS)
@@ -53,24 +56,12 @@ def ps(
         raise typer.Exit(3)
 
 
-def _look(client: Client, stages: list[Stage]) -> dict[Stage, StageStatus | CloudVidError]:
-    found: dict[Stage, StageStatus | CloudVidError] = {}
-    for stage in stages:
-        try:
-            found[stage] = client.status(stage)
-        except CloudVidError as error:
-            found[stage] = error
-    return found
+def _documents(found: Mapping[Stage, Seen]) -> dict[str, Any]:
+    return {"stages": [_document(stage, seen) for stage, seen in found.items()]}
 
 
-def _ps_json(found: dict[Stage, StageStatus | CloudVidError]) -> str:
-    return json_format.dumps({"stages": [_document(stage, seen) for stage, seen in found.items()]})
-
-
-def _document(stage: Stage, seen: StageStatus | CloudVidError) -> dict[str, Any]:
-    if isinstance(seen, CloudVidError):
-        return {"stage": stage, "error": str(seen)}
-    return seen.model_dump(mode="json")
+def _document(stage: Stage, seen: Seen) -> dict[str, Any]:
+    return {"stage": stage, "error": str(seen)} if isinstance(seen, CloudVidError) else seen.model_dump(mode="json")
 
 
 @contextmanager
@@ -91,24 +82,18 @@ def scale(
     workers: Annotated[int, typer.Argument(min=0, help="Number of workers.", show_default=False)],
     *,
     timeout: _Timeout = 600.0,
-    max_workers: Annotated[
-        int | None, typer.Option("--max-workers", min=0, help="New upper limit of this number.")
-    ] = None,
+    max_workers: Annotated[int | None, typer.Option(min=0, help="New upper limit for the number of workers.")] = None,
     json: Json = False,
 ) -> None:
-    """Give a stage so many workers and wait until they are ready."""
+    """Set a stage's number of workers and wait until they are ready."""
     began = time.monotonic()
     shown = ""
 
     def show(seen: StageStatus) -> None:
         nonlocal shown
-        text = workers_text(seen)
-        if text != shown:
-            print(
-                f"{stage}: {text} ({time.monotonic() - began:.0f} s)",
-                file=sys.stderr if json else sys.stdout,
-                flush=True,
-            )
+        if shown != (text := workers_text(seen)):
+            out = sys.stderr if json else sys.stdout
+            print(f"{stage}: {text} ({time.monotonic() - began:.0f} s)", file=out, flush=True)
         shown = text
 
     error: NotScaled | None = None
@@ -125,7 +110,7 @@ def scale(
 
 @takes_client
 def wait(client: Client, timeout: _Timeout = 600.0, stage: _Stages = None, json: Json = False) -> None:
-    """Wait until both stages have a worker that is ready."""
+    """Wait until each stage has a ready worker."""
     stages = stage or list(Stage)
     error: ServerUnavailable | None = None
     try:
@@ -133,7 +118,7 @@ def wait(client: Client, timeout: _Timeout = 600.0, stage: _Stages = None, json:
     except ServerUnavailable as failed:
         error = failed
     if json:
-        told = {"ready": error is None, **json_format.loads(_ps_json(_look(client, stages)))}
+        told = {"ready": error is None} | _documents(look_at(client, stages))
         print(json_format.dumps(told | ({"error": str(error)} if error else {})))
     if error:
         raise error
@@ -143,3 +128,31 @@ def wait(client: Client, timeout: _Timeout = 600.0, stage: _Stages = None, json:
         print("both stages are ready" if len(set(stages)) > 1 else f"{stages[0]} is ready")
     else:
         print("the server answers; its workers cannot be counted (neither the management API nor a proxy can be asked)")
+
+
+@takes_client
+def doctor(client: Client, output_dir: OutputDir = Path("output"), json: Json = False) -> None:
+    """Find what is wrong with this machine and the server, and say how to fix it."""
+    findings = []
+    for finding in examine(CHECKS, Place(client.server, output_dir)):
+        findings.append(finding)
+        if not json:
+            text = f"{finding.level:<8} {finding.check}: {plain(finding.found)}"
+            print(f"{text}\n{'':<8} -> {finding.remedy}" if finding.remedy else text, flush=True)
+    if json:
+        print(json_format.dumps({"findings": [finding.model_dump() for finding in findings]}))
+    else:
+        counts = Counter(finding.level for finding in findings)
+        print(f"{_count(counts['problem'], 'problem')}, {_count(counts['note'], 'note')}")
+    if code := exit_code(findings):
+        raise typer.Exit(code)
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """0 without problems, 3 if the server takes no requests, 1 for other problems."""
+    problems = [finding for finding in findings if finding.level == "problem"]
+    return 3 if any(finding.unavailable for finding in problems) else 1 if problems else 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'s' if number != 1 else ''}"

@@ -14,21 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from cloudvid.endpoints import errors
 from cloudvid.endpoints.failures import row_of
+from cloudvid_schema import protocol
 from cloudvid_schema.files import write_file
-from cloudvid_schema.protocol import (
-    DIGEST_HEADER,
-    MODEL_HEADER,
-    SEED_HEADER,
-    TIMING_HEADER,
-    WARNINGS_HEADER,
-    ErrorBody,
-    Event,
-    Failed,
-    Progress,
-    Result,
-    Stage,
-    Started,
-)
+from cloudvid_schema.protocol import ErrorBody, Event, Failed, Progress, Result, Stage, Started
 
 _WARNINGS = TypeAdapter(tuple[str, ...])
 _EVENT: TypeAdapter[Started | Progress | Result | Failed] = TypeAdapter(Event)
@@ -110,21 +98,21 @@ def whole(stage: Stage, response: requests.Response) -> Generated:
     """
     data, headers = response.content, response.headers
     digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
-    if headers.get(DIGEST_HEADER) != f"sha-256=:{digest}:":
-        raise errors.BrokenAnswer(f"{stage}: the file does not match its {DIGEST_HEADER}")
-    found = re.findall(r"(\w+);dur=(\d+(?:\.\d+)?)", headers.get(TIMING_HEADER, ""))
+    if headers.get(protocol.DIGEST_HEADER) != f"sha-256=:{digest}:":
+        raise errors.BrokenAnswer(f"{stage}: the file does not match its {protocol.DIGEST_HEADER}")
+    found = re.findall(r"(\w+);dur=(\d+(?:\.\d+)?)", headers.get(protocol.TIMING_HEADER, ""))
     try:
         return Generated(
             data,
             headers.get("Content-Type", ""),
-            seed=int(headers[SEED_HEADER]),
-            model=headers[MODEL_HEADER],
+            seed=int(headers[protocol.SEED_HEADER]),
+            model=headers[protocol.MODEL_HEADER],
             timings={phase: float(milliseconds) for phase, milliseconds in found},
-            warnings=_warnings(headers.get(WARNINGS_HEADER, "[]")),
+            warnings=_warnings(headers.get(protocol.WARNINGS_HEADER, "[]")),
         )
     except (KeyError, ValueError):
-        text = f"{stage}: the answer lacks {SEED_HEADER} or {MODEL_HEADER}, or the seed is not a number"
-        raise errors.BrokenAnswer(text) from None
+        lacks = f"{stage}: the answer lacks {protocol.SEED_HEADER} or {protocol.MODEL_HEADER}"
+        raise errors.BrokenAnswer(f"{lacks}, or the seed is not a number") from None
 
 
 def _warnings(header: str) -> tuple[str, ...]:
@@ -132,7 +120,7 @@ def _warnings(header: str) -> tuple[str, ...]:
     try:
         return tuple(map(plain, _WARNINGS.validate_json(header)))
     except ValidationError:
-        return (f"{WARNINGS_HEADER} cannot be read: {plain(header)}",)
+        return (f"{protocol.WARNINGS_HEADER} cannot be read: {plain(header)}",)
 
 
 def streamed(stage: Stage, response: requests.Response, on_event: OnEvent) -> Generated:
@@ -146,14 +134,8 @@ def streamed(stage: Stage, response: requests.Response, on_event: OnEvent) -> Ge
         if isinstance(event, Failed):
             raise failure(stage, event)
         if isinstance(event, Result):
-            made = Generated(
-                event.data,
-                event.media_type,
-                event.seed,
-                event.model,
-                event.timings,
-                tuple(map(plain, event.warnings)),
-            )
+            warnings = tuple(map(plain, event.warnings))
+            made = Generated(event.data, event.media_type, event.seed, event.model, event.timings, warnings)
             if len(made.data) != event.size or made.sha256 != event.sha256:
                 raise errors.BrokenAnswer(f"{stage}: the file does not match its digest")
             return made

@@ -44,8 +44,7 @@ class Connection:
                 refused = response.status_code in (400, 401)
                 content = response.content if refused else b""
             except requests.exceptions.SSLError as error:
-                kind = errors.Untrusted if _is_permanent(error) else errors.Unreachable
-                raise kind(f"{url}: {_tls_reason(error)}") from None
+                raise _tls_error(url, str(error)) from None
             except requests.RequestException as error:
                 raise errors.Unreachable(f"nothing answers at {url}: {reason(error)}") from error
             if not refused:
@@ -84,7 +83,7 @@ def plain_session(ca: str | Path | None = None) -> requests.Session:
     """A session that ignores proxies, netrc and the environment.
 
     Args:
-        ca: CA bundle used to verify the server's certificate (default: the system's).
+        ca: CA bundle used to verify the server's certificate (default: the public CAs).
     """
     session = requests.Session()
     session.verify = str(ca) if ca else True
@@ -136,20 +135,14 @@ def timed_out(error: BaseException | None) -> bool:
     return isinstance(error, requests.ReadTimeout) or "Read timed out" in str(error)
 
 
-def _is_permanent(error: requests.exceptions.SSLError) -> bool:
-    """Whether trying again is pointless. (A connection that closes may come from a balancer whose server is down.)"""
-    return "certificate verify failed" in str(error) or _speaks_no_tls(str(error))
-
-
-def _speaks_no_tls(text: str) -> bool:
-    return "wrong version number" in text or "record layer failure" in text
-
-
-def _tls_reason(error: requests.exceptions.SSLError) -> str:
-    text = str(error)
-    if found := re.search(r"certificate verify failed: ([^(]+?) \(_ssl", text):
-        return f"its certificate is not trusted ({found[1]}); name the CA bundle that verifies it with --ca"
-    if _speaks_no_tls(text):
-        return "it does not speak TLS; try http://"
+def _tls_error(url: str, text: str) -> errors.Unreachable:
+    """`Untrusted` if trying again is pointless. (A balancer whose server is down just closes the connection.)"""
+    if found := re.search(r"certificate verify failed(?:: ([^(]+?) \(_ssl)?", text):
+        why = found[1] or "verification failed"
+        return errors.Untrusted(
+            f"{url}: its certificate is not trusted ({why}); name the CA bundle that verifies it with --ca"
+        )
+    if "wrong version number" in text or "record layer failure" in text:
+        return errors.Untrusted(f"{url}: it does not speak TLS; try http://")
     found = re.search(r"\[SSL[^\]]*\] ([^(]+?) \(_ssl", text)
-    return f"TLS fails: {found[1] if found else type(error).__name__}"
+    return errors.Unreachable(f"{url}: TLS fails: {found[1] if found else 'SSLError'}")

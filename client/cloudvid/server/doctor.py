@@ -8,12 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -51,6 +50,21 @@ class Finding(BaseModel):
     unavailable: bool = False
     """Whether this is why the server takes no requests."""
 
+    @classmethod
+    def ok(cls, check: str, found: str) -> Self:
+        """Nothing is wrong."""
+        return cls(check=check, level="ok", found=found)
+
+    @classmethod
+    def note(cls, check: str, found: str, remedy: str) -> Self:
+        """Something that may become a problem."""
+        return cls(check=check, level="note", found=found, remedy=remedy)
+
+    @classmethod
+    def problem(cls, check: str, found: str, remedy: str, *, unavailable: bool = False) -> Self:
+        """Something is wrong."""
+        return cls(check=check, level="problem", found=found, remedy=remedy, unavailable=unavailable)
+
 
 def run_command(command: Sequence[str], folder: Path) -> tuple[int | None, str]:
     """Exit code and output of a program of a checkout; the code is None if it cannot be run or does not end."""
@@ -87,10 +101,10 @@ def python(place: Place) -> Iterator[Finding]:
     """The interpreter that runs cloudvid."""
     version = ".".join(map(str, place.python))
     if place.python[:2] >= _PYTHON:
-        yield Finding(check="python", level="ok", found=f"Python {version}")
+        yield Finding.ok("python", f"Python {version}")
     else:
-        rule = "CloudVid needs Python 3.11 or newer"
-        yield Finding(check="python", level="problem", found=f"Python {version}: {rule}", remedy="install a newer one")
+        found = f"Python {version}: CloudVid needs Python 3.11 or newer"
+        yield Finding.problem("python", found, "install a newer one")
 
 
 def checkout(place: Place) -> Iterator[Finding]:
@@ -103,7 +117,7 @@ def checkout(place: Place) -> Iterator[Finding]:
     except ValueError:
         last = text.strip().splitlines()[-1:] or ["no output"]
         found = f"the checkout's own checks ended with {code}: {last[0]}"
-        yield Finding(check="checkout", level="problem", found=found, remedy="`make clean`, then `make setup`")
+        yield Finding.problem("checkout", found, "`make clean`, then `make setup`")
 
 
 def disk(place: Place) -> Iterator[Finding]:
@@ -112,24 +126,19 @@ def disk(place: Place) -> Iterator[Finding]:
     parent = next(folder for folder in (output, *output.parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         found = f"{output} cannot be written to: {parent} is {'not writable' if parent.is_dir() else 'not a folder'}"
-        yield Finding(check="disk", level="problem", found=found, remedy="choose another folder with --output-dir")
+        yield Finding.problem("disk", found, "choose another folder with --output-dir")
         return
-    yield disk_space(
-        place.free_disk(parent), f"for outputs in {output}", GIGABYTE, "a picture or clip takes about 1 MB"
-    )
+    needs = "a picture or clip takes about 1 MB"
+    yield disk_space(place.free_disk(parent), f"for outputs in {output}", GIGABYTE, needs)
 
 
 def disk_space(free: int, what: str, enough: int, needs: str) -> Finding:
     """A finding about free space in bytes."""
     found = f"{free / GIGABYTE:.1f} GB are free {what}"
     if free >= enough:
-        return Finding(check="disk", level="ok", found=found)
-    return Finding(
-        check="disk",
-        level="problem" if free < GIGABYTE / 10 else "note",
-        found=found,
-        remedy=f"free some space: {needs}",
-    )
+        return Finding.ok("disk", found)
+    kind = Finding.problem if free < GIGABYTE / 10 else Finding.note
+    return kind("disk", found, f"free some space: {needs}")
 
 
 def ports(place: Place) -> Iterator[Finding]:
@@ -143,16 +152,14 @@ def ports(place: Place) -> Iterator[Finding]:
         span = f"ports {wanted[0]} to {wanted[-1]}"
         server = server_process(place.folder / ".run")
         if not taken:
-            yield Finding(check="ports", level="ok", found=f"{span} are free")
+            yield Finding.ok("ports", f"{span} are free")
         elif server and server[1] == first:
-            found = f"{span} belong to this folder's server, process {server[0]}"
-            yield Finding(check="ports", level="ok", found=found)
+            yield Finding.ok("ports", f"{span} belong to this folder's server, process {server[0]}")
         elif first in taken and _is_server(place, url):
-            yield Finding(check="ports", level="ok", found=f"{span}: a server answers on {first}")
+            yield Finding.ok("ports", f"{span}: a server answers on {first}")
         else:
             found = f"another program uses port {', '.join(map(str, taken))}"
-            remedy = "stop it, or choose other ports: `make start PORT=9000`"
-            yield Finding(check="ports", level="problem", found=found, remedy=remedy)
+            yield Finding.problem("ports", found, "stop it, or choose other ports: `make start PORT=9000`")
 
 
 def _is_server(place: Place, url: str) -> bool:
@@ -167,17 +174,13 @@ def _is_server(place: Place, url: str) -> bool:
 
 def key(place: Place) -> Iterator[Finding]:
     """The credentials that cloudvid would send."""
-
-    def finding(level: Level, found: str, remedy: str = "", unavailable: bool = False) -> Finding:
-        return Finding(check="key", level=level, found=found, remedy=remedy, unavailable=unavailable)
-
     path = place.server.key_file
     if path is None:
         if place.server.has_token:
-            yield finding("ok", "a token was given")
+            yield Finding.ok("key", "a token was given")
         else:
             remedy = "start the server in this folder, or give its key with --key-file or --token"
-            yield finding("note", f"no token, and no key file in {place.folder / '.run'}", remedy)
+            yield Finding.note("key", f"no token, and no key file in {place.folder / '.run'}", remedy)
         return
     restart = "restart the server: `make stop`, then `make start`"
     try:
@@ -185,24 +188,23 @@ def key(place: Place) -> Iterator[Finding]:
         expires = read_keys(path).expires
     except OSError as error:
         remedy = "the server writes it at its start; only its user can read it"
-        yield finding("problem", f"{path} cannot be read ({error.strerror})", remedy, unavailable=True)
+        yield Finding.problem("key", f"{path} cannot be read ({error.strerror})", remedy, unavailable=True)
         return
     except ValueError:
         remedy = "use TorchServe's key_file.json, or restart the server"
-        yield finding("problem", f"{path} is not a key file of TorchServe", remedy, unavailable=True)
+        yield Finding.problem("key", f"{path} is not a key file of TorchServe", remedy, unavailable=True)
         return
     left = expires - datetime.now(UTC)
     if mode & 0o077:
-        yield finding(
-            "problem", f"{path} can be read by others (mode {mode:04o})", f"`chmod 600 {path}`, then {restart}"
-        )
+        found = f"{path} can be read by others (mode {mode:04o})"
+        yield Finding.problem("key", found, f"`chmod 600 {path}`, then {restart}")
     if left <= timedelta():
-        yield finding("problem", f"the keys in {path} have expired", restart, unavailable=True)
+        yield Finding.problem("key", f"the keys in {path} have expired", restart, unavailable=True)
     elif left < _SOON:
         found = f"the keys in {path} expire in {left.seconds // 60} minutes"
-        yield finding("note", found, "restart the server before a long batch")
+        yield Finding.note("key", found, "restart the server before a long batch")
     elif not mode & 0o077:
-        yield finding("ok", f"{path}, readable by its owner only, valid until {expires:%Y-%m-%d %H:%M} UTC")
+        yield Finding.ok("key", f"{path}, readable by its owner only, valid until {expires:%Y-%m-%d %H:%M} UTC")
 
 
 def endpoints(place: Place) -> Iterator[Finding]:
@@ -223,26 +225,25 @@ def _endpoint(place: Place, stage: Stage) -> Iterator[Finding]:
         ping = server.ping(stage)
     except Unauthorized as error:
         remedy = "give this server's key: --key-file if it is on this machine, --token otherwise"
-        yield Finding(check="server", level="problem", found=str(error), remedy=remedy, unavailable=True)
+        yield Finding.problem("server", str(error), remedy, unavailable=True)
         return
     except ServerUnavailable as error:
-        yield Finding(check="server", level="problem", found=str(error), remedy=_START, unavailable=True)
+        yield Finding.problem("server", str(error), _START, unavailable=True)
         return
     if ping not in (200, 500):
-        found, remedy = f"{url}/ping answers {ping}", "check that this is the address of a CloudVid server"
-        yield Finding(check="server", level="problem", found=found, remedy=remedy, unavailable=True)
+        remedy = "check that this is the address of a CloudVid server"
+        yield Finding.problem("server", f"{url}/ping answers {ping}", remedy, unavailable=True)
         return
-    yield Finding(check="server", level="ok", found=f"{url} answers and accepts the key")
+    yield Finding.ok("server", f"{url} answers and accepts the key")
     try:
         seen = server.look(stage)
     except NotReady as error:
         remedy = f"give the address of the server of {stage} with --{stage}-url"
-        yield Finding(check="endpoints", level="problem", found=str(error), remedy=remedy, unavailable=True)
+        yield Finding.problem("endpoints", str(error), remedy, unavailable=True)
         return
     if seen.counted_by == "nothing":
-        found = f"{stage}: its workers cannot be counted from here"
         remedy = "give the management API's address and key (--management, --key-file)"
-        yield Finding(check="endpoints", level="note", found=found, remedy=remedy)
+        yield Finding.note("endpoints", f"{stage}: its workers cannot be counted from here", remedy)
         return
     if seen.counted_by == "management":
         seen = server.status(stage)
@@ -258,37 +259,30 @@ def _workers(place: Place, stage: Stage, seen: StageStatus) -> Iterator[Finding]
     if seen.ready:
         queue = "" if by_proxy else f", {seen.queue} requests waiting"
         model = f", {seen.description.model}" if seen.description else ""
-        yield Finding(check="endpoints", level="ok", found=f"{count}{queue}{model}")
+        yield Finding.ok("endpoints", f"{count}{queue}{model}")
     elif not seen.workers:
         remedy = f"start one with `cloudvid scale {stage} 1`" + (" on its host" if by_proxy else "")
-        found = f"{stage} has no workers"
-        yield Finding(check="endpoints", level="problem", found=found, remedy=remedy, unavailable=True)
+        yield Finding.problem("endpoints", f"{stage} has no workers", remedy, unavailable=True)
     else:
         remedy = "fix what the server's log reports" if seen.unhealthy or reason else "`cloudvid wait` waits for one"
-        yield Finding(check="endpoints", level="problem", found=count + why, remedy=remedy, unavailable=True)
+        yield Finding.problem("endpoints", count + why, remedy, unavailable=True)
     if seen.unhealthy:
         found = f"{seen.server} has given up a worker that failed to start"
         remedy = f"fix what its log reports{why}, then replace it with `cloudvid scale STAGE N`"
-        yield Finding(check="endpoints", level="problem", found=found, remedy=remedy)
+        yield Finding.problem("endpoints", found, remedy)
     if seen.version not in ("", __version__):
         found = f"{stage}: the server's archive has version {seen.version}, this cloudvid has {__version__}"
-        yield Finding(check="endpoints", level="note", found=found, remedy="use the same version of both")
+        yield Finding.note("endpoints", found, "use the same version of both")
 
 
 CHECKS = (python, checkout, disk, ports, key, endpoints)
 
 
-def examine(checks: Sequence[Callable[[], Iterator[Finding]]]) -> Iterator[Finding]:
+def examine(checks: Iterable[Callable[..., Iterator[Finding]]], *arguments: Place) -> Iterator[Finding]:
     """The findings of all checks, as they come. A check that fails is a finding too and does not stop the others."""
     for check in checks:
         try:
-            yield from check()
+            yield from check(*arguments)
         except Exception as error:  # finding unforeseen faults is what this is for
-            name = getattr(check, "func", check).__name__
             found = f"this check failed ({type(error).__name__}: {error})"
-            yield Finding(check=name, level="problem", found=found, remedy="please report this")
-
-
-def examine_place(place: Place) -> Iterator[Finding]:
-    """All findings about a place."""
-    return examine([partial(check, place) for check in CHECKS])
+            yield Finding.problem(check.__name__, found, "please report this")

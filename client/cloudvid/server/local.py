@@ -13,7 +13,7 @@ _LOG_BYTES = 2**18  # read from the end of the log
 _ERROR = re.compile(r"MODEL_LOG - (?!RuntimeError: \d{3} - )(?P<error>(?:\w+\.)*\w*(?:Error|Exception)(?:: .*)?)$")
 
 
-def server_process(run_dir: Path = RUN_DIR) -> tuple[int, int] | None:
+def server_process(run_dir: Path) -> tuple[int, int] | None:
     """Process id and first port of the server that runs from this folder, if there is one."""
     try:
         record = json.loads((run_dir / "server.json").read_text())
@@ -29,9 +29,9 @@ def server_process(run_dir: Path = RUN_DIR) -> tuple[int, int] | None:
     return pid, port
 
 
-def local_address(run_dir: Path = RUN_DIR) -> str | None:
+def local_address() -> str | None:
     """Address of the server that runs from this folder, if there is one."""
-    found = server_process(run_dir)
+    found = server_process(RUN_DIR)
     return f"http://127.0.0.1:{found[1]}" if found else None
 
 

@@ -4,9 +4,10 @@ TorchServe answers at once and then tries by itself: a worker that fails to load
 given up, after which `/ping` answers 500 for the whole server. So this module undoes a change that fails.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 
-from cloudvid.endpoints.errors import CloudVidError, InvalidRequest, NotScaled
+from cloudvid.endpoints.errors import InvalidRequest, NotScaled
 from cloudvid.server.local import last_error, worker_log
 from cloudvid.server.server import Server
 from cloudvid.server.state import StageStatus, Worker
@@ -49,21 +50,19 @@ def scale(
     log = worker_log(server.key_file)
     log_size = log.stat().st_size if log else 0
     kept = min(workers, len(before.workers))
-    if _has_given_up(server, stage):
+    if server.is_unhealthy(stage):
         # A worker that was given up still counts and is never restarted: it has to go before another one comes.
         first_dead = next((at for at, worker in enumerate(before.workers) if worker.state != "ready"), kept)
         kept = min(kept, first_dead)
     _set(server, stage, workers, most, kept=kept, existing=len(before.workers))
-    deaths: dict[str, _Deaths] = {}
+    pids = defaultdict[str, list[int]](list)
     began = server.clock()
     while True:
         seen = server.manage(stage)
         on_status(seen)
         if seen.ready == workers == len(seen.workers):
             return seen
-        failing = [
-            worker for worker in seen.workers if deaths.setdefault(worker.id, _Deaths()).count(worker) >= _DEATHS
-        ]
+        failing = [worker for worker in seen.workers if _deaths(worker, pids[worker.id]) >= _DEATHS]
         if failing:
             reason = last_error(log, stage, failing[0].id, log_size)
             known = reason or "see the server's log"
@@ -77,13 +76,6 @@ def scale(
             text = f"{stage} has {seen.ready} of {workers} workers ready after {timeout:g} s"
             raise NotScaled(f"{text}; the change was not undone: follow it with `cloudvid ps`", seen)
         server.sleep(_POLL_SECONDS)
-
-
-def _has_given_up(server: Server, stage: Stage) -> bool:
-    try:
-        return server.ping(stage) == 500
-    except CloudVidError:
-        return False
 
 
 def _set(server: Server, stage: Stage, workers: int, most: int, *, kept: int, existing: int) -> None:
@@ -105,17 +97,10 @@ def _remedy(reason: str | None) -> str:
     return "fix this, then scale again"
 
 
-class _Deaths:
-    """Counts how often a worker's process ended before the worker was ready."""
-
-    def __init__(self) -> None:
-        self._pids: list[int] = []
-
-    def count(self, worker: Worker) -> int:
-        """The number so far, given the worker's current state."""
-        if worker.state == "ready":
-            self._pids = []
-        elif worker.pid is not None and worker.pid not in self._pids:
-            self._pids.append(worker.pid)
-        # All processes but the last have ended.
-        return len(self._pids) - (worker.state != "dead")
+def _deaths(worker: Worker, pids: list[int]) -> int:
+    """How often a worker's process has ended before the worker was ready; its process ids are collected in `pids`."""
+    if worker.state == "ready":
+        pids.clear()
+    elif worker.pid is not None and worker.pid not in pids:
+        pids.append(worker.pid)
+    return len(pids) - (worker.state != "dead")  # all processes but the last have ended

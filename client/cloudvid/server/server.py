@@ -12,7 +12,7 @@ Two properties of TorchServe 0.12 (both measured) decide how its management API 
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from concurrent.futures import Future, wait
 from urllib.parse import urlsplit
 
 from cloudvid.endpoints import errors
@@ -53,18 +53,12 @@ class Server:
     ) -> None:
         self.urls, self.sleep, self.clock = urls, sleep, clock
         self._connection, self._management, self._resident = connection, management, resident
+        self.key_file = connection.credentials.key_file
+        """TorchServe's key file, if one is used."""
+        self.has_token = connection.credentials.token is not None
+        """Whether a fixed token is used."""
         self._questions: dict[Stage, _Question] = {}
         self._answered: dict[Stage, _Question] = {}
-
-    @property
-    def has_token(self) -> bool:
-        """Whether a fixed token is used."""
-        return self._connection.credentials.token is not None
-
-    @property
-    def key_file(self) -> Path | None:
-        """TorchServe's key file, if one is used."""
-        return self._connection.credentials.key_file
 
     def ping(self, stage: Stage) -> int:
         """HTTP status of `/ping` at a stage's server: 200 even while workers load or if there are none, 500 once a
@@ -80,6 +74,13 @@ class Server:
             if status != 404:
                 break
         return status
+
+    def is_unhealthy(self, stage: Stage) -> bool:
+        """Whether the server answers and has given up a worker (of any stage)."""
+        try:
+            return self.ping(stage) == 500
+        except errors.CloudVidError:
+            return False
 
     def look(self, stage: Stage) -> StageStatus:
         """The state of a stage, from whatever can be asked: `/ping`, then the management API or else a proxy.
@@ -127,21 +128,21 @@ class Server:
             ServerUnavailable: the management API cannot be asked.
         """
         question = self._questions.get(stage)
-        was_waiting = question is not None and not question.is_over
+        was_waiting = question is not None and not question.done()
         seen = self.manage(stage)
         # A question that no worker has taken yet counts as ours, not as a queued request.
-        is_waiting = was_waiting and question is not None and not question.is_over
+        is_waiting = was_waiting and question is not None and not question.done()
         queue = max(0, seen.queue - is_waiting)
         pids = {worker.pid for worker in seen.workers if worker.state == "ready"}
         if pids and not queue and not is_waiting:
             question = self._questions[stage] = _Question(lambda: self._ask(stage, _QUESTION_SECONDS), pids)
-        is_busy = bool(pids) and (queue > 0 or question is None or not question.wait(patience))
-        if question is not None and question.answer is not None:
+        is_busy = bool(pids) and (queue > 0 or question is None or not wait([question], patience).done)
+        if question is not None and question.done() and question.result() is not None:
             self._answered[stage] = question
         known = self._answered.get(stage)
         # A new process may have loaded another model: ignore what its predecessor said.
-        description = known.answer if known and known.pids & pids else None
-        update = {"queue": queue, "description": description, "busy": is_busy, "unhealthy": self._is_unhealthy(stage)}
+        description = known.result() if known and known.pids & pids else None
+        update = {"queue": queue, "description": description, "busy": is_busy, "unhealthy": self.is_unhealthy(stage)}
         return seen.model_copy(update=update)
 
     def describe(self, stage: Stage, timeout: float = CONNECT_SECONDS) -> Description | None:
@@ -227,12 +228,6 @@ class Server:
         with self._connection.call("PUT", self._model_url(stage), "management", params=query) as response:
             self._check(stage, response.status_code, response.content)
 
-    def _is_unhealthy(self, stage: Stage) -> bool:
-        try:
-            return self.ping(stage) == 500
-        except errors.CloudVidError:
-            return False
-
     def _behind_proxy(self, stage: Stage) -> StageStatus:
         """The workers that a proxy's `/ready` counts: those of one host, if there are several behind it."""
         url = f"{self.urls[stage]}/ready"
@@ -283,24 +278,10 @@ def _observed(worker: Worker, sizes: Mapping[int, int | None]) -> Worker:
     return worker.model_copy(update={"state": "dead", "memory": None} if size is None else {"memory": size})
 
 
-class _Question:
+class _Question(Future[Description | None]):
     """`?customized=true`, asked once in a thread of its own, however long the answer takes."""
 
     def __init__(self, ask: Callable[[], Description | None], pids: set[int | None]) -> None:
+        super().__init__()
         self.pids = pids
-        self.answer: Description | None = None
-        self._done = threading.Event()
-        threading.Thread(target=self._run, args=(ask,), name="question", daemon=True).start()
-
-    def _run(self, ask: Callable[[], Description | None]) -> None:
-        self.answer = ask()
-        self._done.set()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it was answered or has failed."""
-        return self._done.is_set()
-
-    def wait(self, seconds: float) -> bool:
-        """Whether it is over within so many seconds."""
-        return self._done.wait(seconds)
+        threading.Thread(target=lambda: self.set_result(ask()), name="question", daemon=True).start()

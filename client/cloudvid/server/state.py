@@ -4,7 +4,6 @@ import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
-from pydantic.alias_generators import to_camel
 
 from cloudvid_schema.protocol import Description, Stage
 
@@ -26,6 +25,8 @@ class Worker(BaseModel):
     """Resident bytes; on another machine, TorchServe's last measurement, if any."""
     gpu_memory: int | None = None
     """Bytes in use on its GPU, by all processes."""
+    reported: str = Field("", exclude=True)
+    """TorchServe's own word for its state; empty if a proxy counted it."""
 
 
 class StageStatus(BaseModel):
@@ -86,63 +87,38 @@ def read_status(stage: Stage, server: str, document: Any) -> StageStatus:
     Raises:
         ValueError: the document describes something else.
     """
-    reported = _Model.model_validate(document)
-    workers = (
-        Worker(
-            id=worker.id,
-            state="ready" if worker.status == "READY" else "loading",
-            pid=worker.pid if worker.pid > 0 else None,
-            memory=worker.memory_usage if worker.memory_usage > 0 else None,
-            **_gpu(worker.gpu_usage),
+    try:
+        workers, queue = document["workers"], document.get("jobQueueStatus", {})
+        if not isinstance(workers, list):
+            raise TypeError("its workers are not a list")
+        return StageStatus(
+            stage=stage,
+            server=server,
+            version=document.get("modelVersion", ""),
+            workers=tuple(map(_worker, workers)),
+            min_workers=document.get("minWorkers", 0),
+            max_workers=document.get("maxWorkers", 0),
+            queue=queue.get("pendingRequests", 0),
+            queue_left=queue.get("remainingCapacity", 0),
         )
-        for worker in reported.workers
-    )
-    return StageStatus(
-        stage=stage,
-        server=server,
-        version=reported.model_version,
-        workers=tuple(workers),
-        min_workers=reported.min_workers,
-        max_workers=reported.max_workers,
-        queue=reported.job_queue_status.pending_requests,
-        queue_left=reported.job_queue_status.remaining_capacity,
-    )
-
-
-class _Reported(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, protected_namespaces=())
-
-
-class _ReportedWorker(_Reported):
-    id: str = ""
-    status: str
-    pid: int = -1
-    memory_usage: int = 0
-    gpu_usage: str = ""
-
-
-class _Queue(_Reported):
-    pending_requests: int = 0
-    remaining_capacity: int = 0
-
-
-class _Model(_Reported):
-    """The parts of TorchServe's `GET /models/{stage}` that are read."""
-
-    model_version: str = ""
-    min_workers: int = 0
-    max_workers: int = 0
-    workers: list[_ReportedWorker]
-    job_queue_status: _Queue = Field(default_factory=_Queue)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"no description of a model: {error}") from None
 
 
 _GPU = re.compile(r"gpuId::(?P<gpu>\d+) ")
 _GPU_MEMORY = re.compile(r"memory\.used \[MiB\]::(?P<mebibytes>\d+) MiB")
 
 
-def _gpu(usage: str) -> dict[str, int]:
-    """Parse `gpuId::0 utilization.gpu [%]::7 % ... memory.used [MiB]::5120 MiB`, TorchServe's report on a GPU."""
+def _worker(reported: dict[str, Any]) -> Worker:
+    usage = reported.get("gpuUsage", "")  # gpuId::0 utilization.gpu [%]::7 % ... memory.used [MiB]::5120 MiB
     gpu, memory = _GPU.search(usage), _GPU_MEMORY.search(usage)
-    return ({"gpu": int(gpu["gpu"])} if gpu else {}) | (
-        {"gpu_memory": int(memory["mebibytes"]) * 2**20} if memory else {}
+    pid, resident = reported.get("pid", -1), reported.get("memoryUsage", 0)
+    return Worker(
+        id=reported.get("id", ""),
+        state="ready" if reported["status"] == "READY" else "loading",
+        reported=reported["status"],
+        pid=pid if pid > 0 else None,
+        gpu=int(gpu["gpu"]) if gpu else None,
+        memory=resident if resident > 0 else None,
+        gpu_memory=int(memory["mebibytes"]) * 2**20 if memory else None,
     )

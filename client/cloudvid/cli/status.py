@@ -1,15 +1,31 @@
-"""The state of stages as text: a table or one line."""
+"""The state of stages as text: a table, one line, or what a command waits for."""
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 
+from cloudvid.client import Client
 from cloudvid.endpoints.answers import plain
-from cloudvid.endpoints.errors import CloudVidError
+from cloudvid.endpoints.errors import CloudVidError, ServerUnavailable
 from cloudvid.server.state import StageStatus
 from cloudvid_schema.protocol import Stage
 
 HEADINGS = ("stage", "workers", "queue", "device", "dtype", "s/step/Mpx", "memory", "model")
 _COMMIT = 12  # characters that identify a commit
 _UNKNOWN = "-"
+Seen = StageStatus | CloudVidError
+"""The state of a stage, or why it is not known."""
+
+
+def look_at(client: Client, stages: Iterable[Stage], patience: float = 1.0) -> dict[Stage, Seen]:
+    """The state of each stage; its worker gets `patience` seconds to describe itself."""
+    found: dict[Stage, Seen] = {}
+    for stage in stages:
+        try:
+            found[stage] = client.status(stage, patience)
+        except CloudVidError as error:
+            found[stage] = error
+    return found
 
 
 def workers_text(seen: StageStatus) -> str:
@@ -18,12 +34,11 @@ def workers_text(seen: StageStatus) -> str:
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none"
 
 
-def table(stages: Sequence[Stage], found: dict[Stage, StageStatus | CloudVidError]) -> str:
+def table(found: Mapping[Stage, Seen]) -> str:
     """A table with a row for every stage, and notes below it."""
     rows: list[tuple[str, ...]] = [HEADINGS]
     notes = []
-    for stage in stages:
-        seen = found[stage]
+    for stage, seen in found.items():
         if isinstance(seen, CloudVidError):
             rows.append((stage, "unknown", *[_UNKNOWN] * (len(HEADINGS) - 2)))
             notes.append(f"{stage}: {seen}")
@@ -71,12 +86,29 @@ def _memory(seen: StageStatus) -> str:
 
 
 def _notes(seen: StageStatus) -> list[str]:
-    notes = []
+    notes, stage = [], seen.stage
     if not seen.workers:
-        notes.append(
-            f"{seen.stage} has no workers and refuses requests; start one with `cloudvid scale {seen.stage} 1`"
-        )
+        notes.append(f"{stage} has no workers and refuses requests; start one with `cloudvid scale {stage} 1`")
     if seen.unhealthy:
         remedy = "fix the reason in the log, then replace it with `cloudvid scale STAGE N`"
         notes.append(f"{seen.server} has given up a worker that failed to start; {remedy}")
     return notes
+
+
+def said_once(after: float = 0.0, clock: Callable[[], float] = time.monotonic) -> Callable[[ServerUnavailable], None]:
+    """A callback that prints the reason for waiting to stderr when it changes.
+
+    Args:
+        after: seconds of silence at first, for a server that has just been started.
+        clock: monotonic seconds.
+    """
+    said, began = "", clock()
+
+    def tell(error: ServerUnavailable) -> None:
+        nonlocal said
+        text = str(error).partition("; `cloudvid wait`")[0]
+        if text != said and clock() - began >= after:
+            said = text
+            print(f"waiting: {said}", file=sys.stderr, flush=True)
+
+    return tell
