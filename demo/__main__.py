@@ -23,6 +23,7 @@ def main() -> int:
     evaluate.add_argument("what", nargs="*", choices=["pictures", "clips"], metavar="WHAT", help="pictures, clips")
     evaluate.add_argument("--pictures", type=int, default=300)
     evaluate.add_argument("--size", type=_size, default=(512, 512), metavar="WIDTHxHEIGHT", help="of the pictures")
+    evaluate.add_argument("--dtype", default="auto", help="of both models, as in the stages' settings")
     evaluate.add_argument("--clips", type=int, default=40)
     sheet = commands.add_parser("sheet", help="draw the pictures of the documents")
     sheet.add_argument("--output-dir", type=Path, help="of `make run`, whose files README shows")
@@ -93,8 +94,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from demo.evaluation import evaluate_clips, evaluate_pictures, table
 
     rows = {
-        "pictures": lambda: evaluate_pictures(options.pictures, options.size),
-        "clips": lambda: evaluate_clips(options.clips),
+        "pictures": lambda: evaluate_pictures(options.pictures, options.size, options.dtype),
+        "clips": lambda: evaluate_clips(options.clips, dtype=options.dtype),
     }
     for what in options.what or rows:
         _put(what, table(rows[what]()))

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPTokenizer
 
 from cloudvid.batch.toys import toy_note
 from cloudvid_schema.vocabulary import unknown_words
 from cloudvid_stages.digests import check_list
 from demo.captions import vocabulary
 from demo.sheets import PROMPTS
-from demo.training import autoencoders
+from demo.training import autoencoders, text_to_image
 from demo.training.loop import Batches, Interrupted, Plan, train
 from demo.training.parts import is_finished, load_part
 from deploy import profiles
@@ -56,6 +57,14 @@ def documented_prompts():
     for path in (ROOT / "README.md", ROOT / "docs/demo.md"):
         text = path.read_text().partition("## Your scenes")
         yield from re.findall(r'"prompt": "(.*?)"|text_to_image\("(.*?)"|cloudvid image \'(.*?)\'', text[0] + text[2])
+
+
+def test_training_numbers_words_as_the_committed_model_does():
+    """The tokenizer is made again by every run that trains, continues or writes the model."""
+    committed = CLIPTokenizer.from_pretrained(MODELS["t2i"] / "tokenizer")
+    made = text_to_image.tokenizer()
+    assert made.get_vocab() == committed.get_vocab()
+    assert all(len(made(word).input_ids) == 3 for word in vocabulary()), "a word is one token between two marks"
 
 
 def test_the_painter_knows_every_word_that_we_show():

@@ -69,26 +69,33 @@ def shows_subject_and_colour(draw: Paint):
         ("house", "blue", "a blue house on green hills at noon"),
         ("balloon", "yellow", "a yellow hot air balloon over the desert at dawn"),
     ):
-        assert seen(draw(prompt, seed=3)).subjects.get(kind) == colour, prompt
+        assert seen(draw(prompt, seed=1)).subjects.get(kind) == colour, prompt
+
+
+def has_natural_contrast(draw: Paint):
+    """Latents that are scaled wrongly come out as glaring colours."""
+    for prompt in ("a red lighthouse by the sea at noon", "a blue house on green hills at noon"):
+        picture = draw(prompt, seed=1)
+        assert np.mean((picture <= 2) | (picture >= 253)) < 0.17, prompt
 
 
 def shows_the_sky(draw: Paint):
     skies = {"noon": "at noon", "night": "at night", "dusk": "at dusk"}
-    pictures = {sky: draw(f"a red house on green hills {words}", seed=4) for sky, words in skies.items()}
+    pictures = {sky: draw(f"a red house on green hills {words}", seed=1) for sky, words in skies.items()}
     assert {sky: seen(picture).sky for sky, picture in pictures.items()} == {sky: sky for sky in skies}
     assert pictures["night"][:40].mean() < 0.6 * pictures["noon"][:40].mean()
 
 
 def shows_the_ground(draw: Paint):
     for ground, words in {"sea": "over a calm sea", "snow": "over a snowy field", "desert": "over the desert"}.items():
-        assert seen(draw(f"a red balloon {words} at noon", seed=5)).ground == ground
+        assert seen(draw(f"a red balloon {words} at noon", seed=1)).ground == ground
 
 
 def guidance_acts(draw: Paint):
     """What guidance strengthens is the colour of the named thing."""
-    free, guided = (draw("a red balloon over the desert at noon", seed=6, guidance_scale=scale) for scale in (1.0, 7.5))
+    free, guided = (draw("a red boat on the sea at noon", seed=0, guidance_scale=scale) for scale in (1.0, 7.5))
     assert np.abs(free.astype(int) - guided).mean() > 2
-    assert redness(guided) > redness(free) + 3
+    assert redness(guided) > redness(free) + 20
 
 
 def redness(picture: np.ndarray) -> float:
@@ -102,23 +109,24 @@ def redness(picture: np.ndarray) -> float:
 
 
 def negative_prompt_acts(draw: Paint):
-    """It is weak in a toy: most of what it names goes, not all."""
+    """A toy needs to be told the colour too, and still paints a few of the things."""
     plain = without = 0
-    for kind, prompt in (
-        ("balloon", "a red balloon over the desert at noon"),
-        ("boat", "a red boat on the sea at dusk"),
-        ("bird", "a black bird over the sea at noon"),
+    for colour, kind, where in (
+        ("red", "balloon", "over the desert at noon"),
+        ("red", "boat", "on the sea at dusk"),
+        ("black", "bird", "over the sea at noon"),
     ):
         for seed in range(3):
+            prompt = f"a {colour} {kind} {where}"
             plain += kind in seen(draw(prompt, seed=seed)).subjects
-            without += kind in seen(draw(prompt, seed=seed, negative_prompt=kind)).subjects
-    assert plain >= 8
-    assert without <= 5
+            without += kind in seen(draw(prompt, seed=seed, negative_prompt=f"{colour} {kind}")).subjects
+    assert plain >= 7
+    assert without <= 3
 
 
 def seeds_vary_the_picture_and_nothing_else(draw: Paint):
-    prompt = "a yellow house on green hills at noon"
-    first, again, other = (draw(prompt, seed=seed) for seed in (7, 7, 8))
+    prompt = "a red boat on the sea at noon"
+    first, again, other = (draw(prompt, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert np.abs(first.astype(int) - other).mean() > 4
     assert seen(first) == seen(other)
@@ -126,6 +134,7 @@ def seeds_vary_the_picture_and_nothing_else(draw: Paint):
 
 PICTURES = [
     shows_subject_and_colour,
+    has_natural_contrast,
     shows_the_sky,
     shows_the_ground,
     guidance_acts,
@@ -172,7 +181,7 @@ CLIPS = [
     clouds_move_and_houses_stay,
 ]
 
-PARAMETERS = {"width": SIZE[0], "height": SIZE[1]}
+PARAMETERS = {"width": 256, "height": 256}
 OF_CLIPS = {"num_frames": 14, "num_inference_steps": 12, "seed": 1}
 
 
@@ -228,7 +237,7 @@ def time_ids_in_another_order(pipeline):
 
 BROKEN = [
     ("t2i", red_and_blue_swapped, shows_subject_and_colour),
-    ("t2i", scaling_factor_halved, shows_subject_and_colour),
+    ("t2i", scaling_factor_halved, has_natural_contrast),
     ("t2i", dropped("guidance_scale"), guidance_acts),
     ("t2i", dropped("negative_prompt"), negative_prompt_acts),
     ("t2i", dropped("generator"), seeds_vary_the_picture_and_nothing_else),

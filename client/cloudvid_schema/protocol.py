@@ -74,7 +74,9 @@ def depth(value: object) -> int:
     return level
 
 
-def _small(metadata: dict[str, Any]) -> dict[str, Any]:
+def _small(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    if metadata is None:
+        return None
     if depth(metadata) > MAX_DEPTH:
         raise PydanticCustomError("metadata_depth", "must be nested at most {limit} deep", {"limit": MAX_DEPTH})
     try:
@@ -88,7 +90,7 @@ def _small(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 class _FileOptions(BaseModel):
-    metadata: Annotated[dict[str, Any], AfterValidator(_small)] | None = Field(
+    metadata: Annotated[dict[str, Any] | None, AfterValidator(_small)] = Field(
         None, description=f"A JSON object of at most {MAX_METADATA_BYTES} bytes, stored in the file beside the recipe."
     )
     embed_recipe: bool = Field(True, description="Whether the file carries its recipe and the metadata.")

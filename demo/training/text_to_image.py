@@ -92,7 +92,12 @@ def tokenizer() -> CLIPTokenizer:
     characters = byte_characters()
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
+    # Between equally frequent pairs the lower number decides. The trainer numbers letters at the end of a word in an
+    # order that changes from run to run, unless they are special.
+    ends = sorted({f"{word[-1]}</w>" for word in vocabulary()})
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=ends, show_progress=False
+    )
     trained.train_from_iterator(vocabulary(), trainer)
     merges = [(first, second) for first, second in json.loads(trained.to_str())["model"]["merges"]]
     tokens = [*characters, *(f"{character}</w>" for character in characters)]
