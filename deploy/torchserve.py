@@ -119,7 +119,7 @@ class Server:
             try:
                 for number in signals:
                     signal.raise_signal(number)
-            except BaseException:
+            except BaseException:  # the interrupt that a signal became: no caller has the server yet
                 self.stop()
                 raise
         return process

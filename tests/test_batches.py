@@ -33,7 +33,7 @@ def in_batches_of_four(handlers):
 
 @pytest.fixture(scope="module")
 def batching(tmp_path_factory, tiny_models):
-    """A server of t2i alone, whose archive differs by its batches of four."""
+    """A server of only t2i, whose archive differs by its batches of four."""
     folder = tmp_path_factory.mktemp("batching")
     store = changed_archives.build(folder, in_batches_of_four)
     with running_server(folder / "run", {"t2i": tiny_models["t2i"]}, store) as running:

@@ -284,7 +284,7 @@ class Silent(requests.Session):
         (("/ping",), r"nothing answers at http://server:1/ping: no answer within the timeout"),
         (("/models/", "/ready"), None),
     ],
-    ids=["nothing answers", "the management API alone is silent"],
+    ids=["nothing answers", "only the management API is silent"],
 )
 def test_waiting_ends_by_its_own_timeout_where_answers_time_out(silent, said):
     now, reasons = [0.0], []

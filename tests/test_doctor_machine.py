@@ -83,7 +83,7 @@ def test_a_torch_that_does_not_run_is_a_problem(monkeypatch):
 
 
 def with_driver(output, tmp_path, monkeypatch, code=0):
-    """An nvidia-smi that prints this; none where it is None."""
+    """An nvidia-smi that prints this text, or no such program for None."""
     if output is not None:
         program(tmp_path / "bin/nvidia-smi", output, code)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}/bin{os.pathsep}/usr/bin")

@@ -138,7 +138,7 @@ def test_a_seed_that_was_drawn_is_told_and_recorded(load):
 
 
 def test_seeds_are_drawn_anew_whatever_the_process_seeded(load):
-    """Workers that start alike must not draw alike, and whoever seeded a generator finds it as it was."""
+    """Workers that start alike must not draw alike, and a generator that someone seeded stays as it was."""
     loaded, drawn = load("t2i"), set()
     for _ in range(3):
         random.seed(1)

@@ -1,4 +1,4 @@
-"""Checkpoints of the same pipeline families, by setting alone: each is made small, saved and loaded as any other."""
+"""Checkpoints of the same pipeline families, chosen by a setting: each is made small, saved and loaded as any other."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What ships: archives that stand alone, a client without torch, documents that are true."""
+"""What ships: archives that need nothing else, a client without torch, documents that are true."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The recipe inside a picture or a clip, whoever wrote the file."""
+"""The recipe inside a picture or a clip, whichever program wrote the file."""
 
 import json
 import struct

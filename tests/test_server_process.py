@@ -65,7 +65,7 @@ def test_start_and_stop_leave_no_process_and_no_key(tmp_path, noise_store, envir
             [*SERVER, "serve", *options], cwd=ROOT, env=environment, capture_output=True, timeout=120, check=False
         )
         assert serve.returncode == 3
-        assert below(tmp_path), "the server that runs already is left alone"
+        assert below(tmp_path), "the server that runs already is not touched"
         other = [
             *SERVER,
             "start",

@@ -53,7 +53,7 @@ def i2v(load):
 )
 def test_a_picture_over_a_limit_never_reaches_the_pipeline(t2i, settings, values, message):
     loaded = t2i(**settings)
-    loaded._pipeline = None  # whoever calls it fails
+    loaded._pipeline = None  # calling it would fail
     request = TextToImageRequest(**{"prompt": "a", "width": 64, "height": 64, "num_inference_steps": 2, **values})
     with pytest.raises(RequestError) as raised:
         run(loaded, request)
@@ -165,7 +165,7 @@ def test_asking_a_device_tells_a_fault_from_full_memory(monkeypatch):
     with pytest.raises(torch.AcceleratorError, match="invalid configuration"), device_faults(gpu):
         raise torch.AcceleratorError("CUDA error: invalid configuration argument")
     with pytest.raises(ValueError, match="CUDA"), device_faults(gpu):
-        raise ValueError("CUDA out of memory")  # a text alone means nothing
+        raise ValueError("CUDA out of memory")  # the text itself means nothing
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: synchronize(gpu))
     answers[:] = [True]

@@ -104,7 +104,7 @@ def cut_off():
         for part in (0.01, 0.1, 0.3, 0.6, 0.9, 0.99):
             yield f"{name} cut at {part:.0%}", data[: int(len(data) * part)]
     for name, magic in MAGIC.items():
-        yield f"{name} of its magic alone", magic
+        yield f"{name} with only its magic", magic
         yield f"half of {name}'s magic", magic[: len(magic) // 2]
         yield f"{name} of zeros", magic + bytes(5000)
         for seed in range(3):

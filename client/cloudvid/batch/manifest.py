@@ -43,7 +43,7 @@ class Entry(BaseModel):
 
         The manifests of the first versions have digests over the defaults too; for those the request itself decides.
         """
-        return digest in (self.request_sha256, _digest(self.request))
+        return digest == self.request_sha256 or digest == _digest(self.request)
 
 
 class Record(BaseModel):

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TextIO
 
@@ -19,14 +20,14 @@ _UNSEEN_NOTE = (
 )
 
 
-class View:
+class View(ABC):
     """Shows events."""
 
+    @abstractmethod
     def show(self, event: events.BatchEvent) -> None:
         """Show one event."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - only one view has anything to restore
         """Restore the terminal."""
 
 
@@ -112,9 +113,9 @@ class _TextView(View):
                     self._print(f"note: {note}")
                 self._print(summary(event))
 
+    @abstractmethod
     def _print(self, line: str, style: str = "") -> None:
         """Print a line; one that is about a fault has a style."""
-        raise NotImplementedError
 
 
 class PlainView(_TextView):
