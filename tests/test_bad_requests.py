@@ -78,7 +78,11 @@ BAD_REQUESTS = [
     (raw("predictions/t2i", "[]", "application/json"), 400, "the body must be a JSON object, got []"),
     (raw("predictions/t2i", "[" * 50000, "application/json"), 400, "nested too deeply"),
     (raw("predictions/t2i", '{"prompt":"a","guidance_scale":1e999}', "application/json"), 422, "must be finite"),
-    (raw("predictions/t2i", "prompt=a", "application/x-www-form-urlencoded"), 415, "got application/x-www-form-urlencoded"),
+    (
+        raw("predictions/t2i", "prompt=a", "application/x-www-form-urlencoded"),
+        415,
+        "got application/x-www-form-urlencoded",
+    ),
     (raw("predictions/t2i", "a cat", "text/plain"), 415, "got text/plain"),
     (raw("predictions/t2i", a_picture(), "image/png"), 400, "TorchServe drops the query string"),
     (form(image=None, fps=6), 422, "image: is required"),
@@ -103,7 +107,7 @@ BAD_REQUESTS = [
     (raw("invocations?model_name=i2v", b"x" * (33 * 2**20), "image/png"), 413, "image: must be at most 33554432 bytes"),
     (raw("predictions/i2v", a_picture(), "image/gif"), 415, "got image/gif"),
     (raw("predictions/i2v", a_picture(), None), 415, "got none"),
-]  # fmt: skip
+]
 
 
 def test_bad_requests_get_their_status_and_kill_no_worker(server):

@@ -59,16 +59,38 @@ def test_run_takes_the_older_spelling(server, scene_file, tmp_path):
 
 def test_image_and_video_take_the_schemas_parameters_as_flags(server, tmp_path):
     done = cloudvid(
-        "image", "a cat", "-o", "a.png", "--width", 64, "--height", 64, "--num-inference-steps", 1, "--seed", 3,
-        cwd=tmp_path, environment=server.environment,
-    )  # fmt: skip
+        "image",
+        "a cat",
+        "-o",
+        "a.png",
+        "--width",
+        64,
+        "--height",
+        64,
+        "--num-inference-steps",
+        1,
+        "--seed",
+        3,
+        cwd=tmp_path,
+        environment=server.environment,
+    )
     assert done.returncode == 0, done.stderr
     assert "a.png" in done.stdout
     assert "seed 3" in done.stdout
     done = cloudvid(
-        "video", "a.png", "-o", "a.mp4", "--num-frames", 3, "--num-inference-steps", 1, "--fit", "pad",
-        cwd=tmp_path, environment=server.environment,
-    )  # fmt: skip
+        "video",
+        "a.png",
+        "-o",
+        "a.mp4",
+        "--num-frames",
+        3,
+        "--num-inference-steps",
+        1,
+        "--fit",
+        "pad",
+        cwd=tmp_path,
+        environment=server.environment,
+    )
     assert done.returncode == 0, done.stderr
     assert len(read_mp4(tmp_path / "a.mp4")[0]) == 3
 

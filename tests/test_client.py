@@ -289,9 +289,13 @@ class Silent(requests.Session):
 def test_waiting_ends_by_its_own_timeout_where_answers_time_out(silent, said):
     now, reasons = [0.0], []
     client = Client(
-        "http://server:1", token="t", management="http://server:2", session=Silent(silent, now),
-        clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
-    )  # fmt: skip
+        "http://server:1",
+        token="t",
+        management="http://server:2",
+        session=Silent(silent, now),
+        clock=lambda: now[0],
+        sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
+    )
     if said is None:  # workers cannot be counted: the ping decides
         client.wait_until_ready(timeout=60)
         return

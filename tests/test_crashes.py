@@ -220,8 +220,11 @@ def test_an_interrupt_ends_with_130_and_the_resuming_command(sign, undisturbed, 
     with fake_torchserve(step_seconds=600) as server:
         process = subprocess.Popen(
             [*command(server, scene_file, tmp_path / "out")[:-1], "--json"],
-            env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for line in process.stdout:
             if '"stage_started"' in line:
                 break

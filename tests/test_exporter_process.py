@@ -50,12 +50,26 @@ def test_the_real_server_has_one(server):
 
 
 def start(port, tmp_path, program):
-    # fmt: off
-    return subprocess.Popen([
-        sys.executable, "-m", "deploy.exporter", "--port", str(port), "--stage", "t2i", "--",
-        sys.executable, "-c", program,
-    ], cwd=tmp_path, env=os.environ | {"PYTHONPATH": PYTHONPATH}, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    # fmt: on
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "deploy.exporter",
+            "--port",
+            str(port),
+            "--stage",
+            "t2i",
+            "--",
+            sys.executable,
+            "-c",
+            program,
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def test_it_shares_its_commands_group_and_end(tmp_path):

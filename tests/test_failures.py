@@ -25,7 +25,11 @@ ROWS = [
     (error(500, "InternalServerException", DIED), "WorkerDied", 1),
     (error(507, "InternalServerException", DIED), "WorkerDied", 1),
     (error(503, "InternalServerException", DIED), "WorkerDied", 1),
-    (error(503, "ServiceUnavailableException", "Model \"i2v\" has no worker to serve inference request."), "Busy", FOREVER),
+    (
+        error(503, "ServiceUnavailableException", 'Model "i2v" has no worker to serve inference request.'),
+        "Busy",
+        FOREVER,
+    ),
     (error(503, "ServiceUnavailableException", "Service unavailable: queue is full"), "Busy", FOREVER),
     (error(503, "InternalServerException", "Prediction failed"), "StageFailed", 1),
     (error(503, "InternalServerException", "Invalid model predict output"), "StageFailed", 1),
@@ -70,7 +74,7 @@ ROWS = [
         2,
     ),
     (Answer(200, b'{"event":"error","code":500,"type":"StageFailed","message":"","errors":[]}\n'), "StageFailed", 1),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("answer", "kind", "tries"), ROWS)

@@ -134,15 +134,23 @@ def test_no_network_is_told_apart_from_a_refusal(tmp_path):
 
 def test_of_a_repository_only_what_a_pipeline_loads_is_wanted():
     files = [
-        "model_index.json", "README.md", "unet/config.json", "unet/diffusion_pytorch_model.bin",
-        "unet/diffusion_pytorch_model-00001-of-00002.safetensors", "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
-        "unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors",
-        "text_encoder/model.fp16-00001-of-00002.safetensors", "svd_xt.safetensors", "tokenizer/merges.txt",
-    ]  # fmt: skip
+        "model_index.json",
+        "README.md",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.fp16-00001-of-00002.safetensors",
+        "svd_xt.safetensors",
+        "tokenizer/merges.txt",
+    ]
     full, half = wanted_files(files, fp16=False), wanted_files(files, fp16=True)
     assert {name for name in full if "unet" in name and name.endswith("s")} == {
-        "unet/diffusion_pytorch_model-00001-of-00002.safetensors", "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
-    }  # fmt: skip
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+    }
     assert [name for name in half if "unet" in name and name.endswith("s")] == [
         "unet/diffusion_pytorch_model.fp16.safetensors"
     ]

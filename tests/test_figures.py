@@ -140,9 +140,13 @@ def test_an_interrupted_run_counts_scenes_that_were_skipped(tmp_path):
     with fake_torchserve(step_seconds=600) as server:
         command = [sys.executable, "-m", "cloudvid.cli", "run", "scenes.json", "--output-dir", "out", "--json"]
         process = subprocess.Popen(
-            [*command, *connection(server)], cwd=tmp_path, env=clean_environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [*command, *connection(server)],
+            cwd=tmp_path,
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         seen = {"scene_skipped": 0, "stage_started": 0}
         for line in process.stdout:
             kind = json.loads(line)["event"]
@@ -153,8 +157,12 @@ def test_an_interrupted_run_counts_scenes_that_were_skipped(tmp_path):
         said, text = process.communicate(timeout=60)
     last = json.loads(said.splitlines()[-1])
     assert {name: last[name] for name in ("scenes", "done", "skipped", "failed", "requests")} == {
-        "scenes": 3, "done": 0, "skipped": 2, "failed": 0, "requests": 1,
-    }  # fmt: skip
+        "scenes": 3,
+        "done": 0,
+        "skipped": 2,
+        "failed": 0,
+        "requests": 1,
+    }
     assert "2 of 3 scenes done, 2 of them before, stopped: interrupted" in text
 
 
@@ -172,9 +180,13 @@ def test_a_batch_counts_its_requests_and_seconds(tmp_path):
     faults = iter([error(503, "ServiceUnavailableException")] * 3)
     with fake_torchserve(fault=lambda stage, body: next(faults, None)) as server:
         batch = render(
-            parse_scenes(scenes(2)), client_of(server), tmp_path, RenderOptions(retries=0),
-            clock=lambda: 50.0 + 2.0 * server.posts.total(), wait=lambda attempt: 0.0,
-        )  # fmt: skip
+            parse_scenes(scenes(2)),
+            client_of(server),
+            tmp_path,
+            RenderOptions(retries=0),
+            clock=lambda: 50.0 + 2.0 * server.posts.total(),
+            wait=lambda attempt: 0.0,
+        )
         events = list(batch)
         assert events[-1].requests == server.posts.total() == 7
     assert events[-1].seconds == 14.0

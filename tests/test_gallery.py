@@ -144,9 +144,17 @@ def chromium() -> str | None:
 def test_the_gallery_renders_in_a_browser_from_a_file_address(gallery, tmp_path):
     picture = tmp_path / "gallery.png"
     common = [
-        chromium() or "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-        "--disable-component-update", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900",
-    ]  # fmt: skip
+        chromium() or "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-sync",
+        "--disable-component-update",
+        "--no-first-run",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1200,900",
+    ]
     page = (gallery / "index.html").as_uri()
     done = subprocess.run(
         [*common, f"--screenshot={picture}", "--virtual-time-budget=4000", page],

@@ -21,7 +21,13 @@ DOCUMENTS = [path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")
 """There `cloudvid` is an image; test_image.py reads that document."""
 COMMAND = typer.main.get_command(app)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-MAKE_VARIABLES = set(re.findall(r"^([A-Z0-9_]+) [?:]?=|\$\(if \$\(([A-Z]+)\)|\$\(([A-Z]+):|ifdef (\w+)", (ROOT / "Makefile").read_text(), re.MULTILINE))  # fmt: skip
+MAKE_VARIABLES = set(
+    re.findall(
+        r"^([A-Z0-9_]+) [?:]?=|\$\(if \$\(([A-Z]+)\)|\$\(([A-Z]+):|ifdef (\w+)",
+        (ROOT / "Makefile").read_text(),
+        re.MULTILINE,
+    )
+)
 OTHERS = {"docker", "git", "kubectl", "openssl", "umask", "cloudvid"}
 """Programs that are not ours, and `cloudvid` of any command."""
 SETTINGS = {

@@ -74,8 +74,10 @@ def test_kserve_runs_the_same_pods_as_the_deployments():
         return {stage: (labels, containers(spec), spec["volumes"]) for stage, labels, spec in stages(overlay)}
 
     def unnamed(pods):
-        return {stage: [labels, [part | {"name": ""} for part in parts.values()], volumes]
-                for stage, (labels, parts, volumes) in pods.items()}  # fmt: skip
+        return {
+            stage: [labels, [part | {"name": ""} for part in parts.values()], volumes]
+            for stage, (labels, parts, volumes) in pods.items()
+        }
 
     assert unnamed(comparable("overlays/kserve")) == unnamed(comparable("overlays/keda"))
 
@@ -148,8 +150,9 @@ def test_a_pod_that_goes_has_time_for_the_longest_job(overlay):
 
 @pytest.mark.parametrize("overlay", ["overlays/keda", "overlays/kserve"])
 def test_only_its_scaled_object_sets_a_targets_replicas(overlay):
-    targets = {stage: name for name, labels, _ in pods(overlay)
-               if (stage := labels["app.kubernetes.io/component"]) in STAGES}  # fmt: skip
+    targets = {
+        stage: name for name, labels, _ in pods(overlay) if (stage := labels["app.kubernetes.io/component"]) in STAGES
+    }
     if overlay == "overlays/kserve":  # KServe names the Deployment so
         targets = {stage: f"{name}-predictor" for stage, name in targets.items()}
     for resource in of_kind(overlay, "ScaledObject"):

@@ -20,15 +20,45 @@ def refusal(loaded, request, image=None):
 @pytest.mark.parametrize(
     ("setting", "limit", "over", "said"),
     [
-        ("max_pixels", 128 * 64, {"width": 136}, "width: width × height must be at most 8192 on this server, and is 8704"),
-        ("max_pixels", 128 * 64, {"height": 72}, "width: width × height must be at most 8192 on this server, and is 9216"),
+        (
+            "max_pixels",
+            128 * 64,
+            {"width": 136},
+            "width: width × height must be at most 8192 on this server, and is 8704",
+        ),
+        (
+            "max_pixels",
+            128 * 64,
+            {"height": 72},
+            "width: width × height must be at most 8192 on this server, and is 9216",
+        ),
         ("max_steps", 4, {"num_inference_steps": 5}, "num_inference_steps must be at most 4 on this server, and is 5"),
-        ("max_megapixel_steps", 128 * 64 * 4 / 1e6, {"num_inference_steps": 5}, "at most 0.032768 on this server, and is 0.04096"),
-        ("max_prompt", 6, {"prompt": "a lamps"}, "prompt: its length in characters must be at most 6 on this server, and is 7"),
-        ("max_prompt", 6, {"prompt": "a lamp "}, "prompt: its length in characters must be at most 6 on this server, and is 7"),
-        ("max_prompt", 6, {"prompt": "\na lamp"}, "prompt: its length in characters must be at most 6 on this server, and is 7"),
+        (
+            "max_megapixel_steps",
+            128 * 64 * 4 / 1e6,
+            {"num_inference_steps": 5},
+            "at most 0.032768 on this server, and is 0.04096",
+        ),
+        (
+            "max_prompt",
+            6,
+            {"prompt": "a lamps"},
+            "prompt: its length in characters must be at most 6 on this server, and is 7",
+        ),
+        (
+            "max_prompt",
+            6,
+            {"prompt": "a lamp "},
+            "prompt: its length in characters must be at most 6 on this server, and is 7",
+        ),
+        (
+            "max_prompt",
+            6,
+            {"prompt": "\na lamp"},
+            "prompt: its length in characters must be at most 6 on this server, and is 7",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_picture_is_made_up_to_each_limit_only(load, setting, limit, over, said):
     loaded = load("t2i", **{setting: limit})
     assert run(loaded, prompt()).data
@@ -40,14 +70,29 @@ def test_a_picture_is_made_up_to_each_limit_only(load, setting, limit, over, sai
 @pytest.mark.parametrize(
     ("setting", "limit", "over", "said"),
     [
-        ("max_pixels", 128 * 64, {"width": 192, "height": 64}, "width: width × height must be at most 8192 on this server, and is 12288"),
+        (
+            "max_pixels",
+            128 * 64,
+            {"width": 192, "height": 64},
+            "width: width × height must be at most 8192 on this server, and is 12288",
+        ),
         ("max_steps", 1, {"num_inference_steps": 2}, "num_inference_steps must be at most 1 on this server, and is 2"),
-        ("max_megapixel_steps", 128 * 64 * 2 / 1e6, {"num_frames": 3}, "at most 0.016384 on this server, and is 0.024576"),
+        (
+            "max_megapixel_steps",
+            128 * 64 * 2 / 1e6,
+            {"num_frames": 3},
+            "at most 0.016384 on this server, and is 0.024576",
+        ),
         ("max_frames", 2, {"num_frames": 3}, "num_frames: num_frames must be at most 2 on this server, and is 3"),
         ("max_frames", 2, {"num_frames": None}, "num_frames: num_frames must be at most 2 on this server, and is 14"),
-        ("max_decode_chunk_size", 2, {"decode_chunk_size": 3}, "decode_chunk_size: must be at most 2 on this server, got 3"),
+        (
+            "max_decode_chunk_size",
+            2,
+            {"decode_chunk_size": 3},
+            "decode_chunk_size: must be at most 2 on this server, got 3",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_clip_is_made_up_to_each_limit_only(load, setting, limit, over, said):
     loaded = load("i2v", **{setting: limit})
     assert run(loaded, clip(num_frames=2, decode_chunk_size=2), PICTURE).data
@@ -64,10 +109,15 @@ def test_a_limit_of_chunks_lets_the_servers_own_default_be(load):
 @pytest.mark.parametrize(
     ("setting", "limit", "code", "said"),
     [
-        ("max_image_bytes", len(PICTURE), 413, f"image: must be at most {len(PICTURE) - 1} bytes, got {len(PICTURE)} bytes"),
+        (
+            "max_image_bytes",
+            len(PICTURE),
+            413,
+            f"image: must be at most {len(PICTURE) - 1} bytes, got {len(PICTURE)} bytes",
+        ),
         ("max_image_pixels", 128 * 64, 422, "image: must have at most 8191 pixels, got 128×64"),
     ],
-)  # fmt: skip
+)
 def test_a_picture_file_may_have_exactly_the_limit(load, setting, limit, code, said):
     assert run(load("i2v", **{setting: limit}), clip(num_frames=2), PICTURE).data
     body = refusal(load("i2v", **{setting: limit - 1}), clip(num_frames=2), PICTURE)

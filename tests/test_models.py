@@ -23,8 +23,23 @@ def request(**values):
 
 
 def safety_checker(flags_everything):
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16, "projection_dim": 16}  # fmt: skip
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99, "projection_dim": 16}  # fmt: skip
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+        "projection_dim": 16,
+    }
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 99,
+        "projection_dim": 16,
+    }
     checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
     for name in ("concept_embeds_weights", "special_care_embeds_weights"):
         getattr(checker, name).data.fill_(-2.0 if flags_everything else 2.0)
@@ -64,9 +79,14 @@ def test_a_stable_diffusion_checkpoint_is_served_as_diffusers_runs_it(tmp_path, 
     output = run(TextToImage.load({"model": str(tmp_path)}, None), asked)
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
-        asked.prompt, negative_prompt="", width=64, height=64, num_inference_steps=asked.num_inference_steps,
-        guidance_scale=asked.guidance_scale, generator=torch.Generator().manual_seed(1),
-    ).images[0]  # fmt: skip
+        asked.prompt,
+        negative_prompt="",
+        width=64,
+        height=64,
+        num_inference_steps=asked.num_inference_steps,
+        guidance_scale=asked.guidance_scale,
+        generator=torch.Generator().manual_seed(1),
+    ).images[0]
     assert (decoded(output.data) == np.asarray(expected)).all()
 
 

@@ -55,9 +55,12 @@ def test_each_archive_loads_without_the_repository(model_store, tmp_path, tiny_m
             assert not [name for name in archive.namelist() if "tiny" in name], "only tests need the tiny models"
         loading[stage] = subprocess.Popen(
             [sys.executable, "-c", LOADING, stage, str(ROOT)],
-            cwd=tmp_path / stage, env=environment | naming(tiny_models), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            cwd=tmp_path / stage,
+            env=environment | naming(tiny_models),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
     for stage, process in loading.items():
         said, errors = process.communicate(timeout=200)
         assert process.returncode == 0, f"{stage}: {errors}"
@@ -80,8 +83,12 @@ def test_the_client_installs_and_works_without_torch(tmp_path):
     assert not re.search(r"^(torch|diffusers|numpy|pillow)\b", installed, re.MULTILINE | re.IGNORECASE)
     done = subprocess.run(
         [tmp_path / "venv/bin/cloudvid", "validate", str(ROOT / "examples/input_scenes.json")],
-        env=clean, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=clean,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 scenes, no faults" in done.stdout
 

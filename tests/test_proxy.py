@@ -126,12 +126,35 @@ def test_a_stage_sees_of_a_request_only_what_it_reads(seen):
 
 
 PATHS = [
-    "/", "/models", "/models/t2i", "/predictions", "/predictions/", "/predictions/other", "/predictions/t2i/1.0",
-    "/predictions/t2i/", "/invocations", "/invocations?model_name=t2i", "/explanations/t2i", "/v1/models/t2i:predict",
-    "/v2/models/t2i/infer", "/wfpredict/t2i", "/token?type=inference", "/api-description", "/metrics", "/live",
-    "/predictions/../models", "/predictions/t2i/../../models", "/predictions/t2i%2f..%2f..%2fmodels",
-    "/predictions/t2i;x", "/predictions/t2i%00", "/index.html", "/.env", "//models", "/PING", "/ready/",
-]  # fmt: skip
+    "/",
+    "/models",
+    "/models/t2i",
+    "/predictions",
+    "/predictions/",
+    "/predictions/other",
+    "/predictions/t2i/1.0",
+    "/predictions/t2i/",
+    "/invocations",
+    "/invocations?model_name=t2i",
+    "/explanations/t2i",
+    "/v1/models/t2i:predict",
+    "/v2/models/t2i/infer",
+    "/wfpredict/t2i",
+    "/token?type=inference",
+    "/api-description",
+    "/metrics",
+    "/live",
+    "/predictions/../models",
+    "/predictions/t2i/../../models",
+    "/predictions/t2i%2f..%2f..%2fmodels",
+    "/predictions/t2i;x",
+    "/predictions/t2i%00",
+    "/index.html",
+    "/.env",
+    "//models",
+    "/PING",
+    "/ready/",
+]
 METHODS = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE", "CONNECT", "PROPFIND"]
 
 

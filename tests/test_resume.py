@@ -54,17 +54,34 @@ def test_a_finished_batch_makes_no_request_and_changes_no_byte(fake, done):
 
 
 T2I_CHANGES = [
-    ("t2i_params", "width", 128), ("t2i_params", "height", 72), ("t2i_params", "num_inference_steps", 3),
-    ("t2i_params", "guidance_scale", 0.0), ("t2i_params", "guidance_scale", 7.0), ("t2i_params", "negative_prompt", "blurry"),
-    ("t2i_params", "seed", 0), ("t2i_params", "seed", 4294967295), ("scene_desc", None, "another"), ("scene_desc", None, "scene 0 "),
-]  # fmt: skip
+    ("t2i_params", "width", 128),
+    ("t2i_params", "height", 72),
+    ("t2i_params", "num_inference_steps", 3),
+    ("t2i_params", "guidance_scale", 0.0),
+    ("t2i_params", "guidance_scale", 7.0),
+    ("t2i_params", "negative_prompt", "blurry"),
+    ("t2i_params", "seed", 0),
+    ("t2i_params", "seed", 4294967295),
+    ("scene_desc", None, "another"),
+    ("scene_desc", None, "scene 0 "),
+]
 I2V_CHANGES = [
-    ("i2v_params", "width", 128), ("i2v_params", "height", 128), ("i2v_params", "fit", "pad"), ("i2v_params", "fit", "stretch"),
-    ("i2v_params", "num_frames", 5), ("i2v_params", "num_inference_steps", 3), ("i2v_params", "fps", 12),
-    ("i2v_params", "motion_bucket_id", 0), ("i2v_params", "noise_aug_strength", 0.0), ("i2v_params", "decode_chunk_size", 1),
-    ("i2v_params", "min_guidance_scale", 0.0), ("i2v_params", "max_guidance_scale", 9.5), ("i2v_params", "seed", 0),
-    ("i2v_params", "seed", 1), ("motion_desc", None, "it moves"),
-]  # fmt: skip
+    ("i2v_params", "width", 128),
+    ("i2v_params", "height", 128),
+    ("i2v_params", "fit", "pad"),
+    ("i2v_params", "fit", "stretch"),
+    ("i2v_params", "num_frames", 5),
+    ("i2v_params", "num_inference_steps", 3),
+    ("i2v_params", "fps", 12),
+    ("i2v_params", "motion_bucket_id", 0),
+    ("i2v_params", "noise_aug_strength", 0.0),
+    ("i2v_params", "decode_chunk_size", 1),
+    ("i2v_params", "min_guidance_scale", 0.0),
+    ("i2v_params", "max_guidance_scale", 9.5),
+    ("i2v_params", "seed", 0),
+    ("i2v_params", "seed", 1),
+    ("motion_desc", None, "it moves"),
+]
 
 
 def changed(section, name, value):
@@ -93,10 +110,14 @@ def test_a_change_of_the_clip_makes_the_clip_alone_again(fake, done, section, na
 @pytest.mark.parametrize(
     ("section", "name", "value"),
     [
-        ("t2i_params", "guidance_scale", 7.5), ("t2i_params", "negative_prompt", ""), ("i2v_params", "fps", 7),
-        ("i2v_params", "fit", "crop"), ("i2v_params", "noise_aug_strength", 0.02), ("motion_desc", None, ""),
+        ("t2i_params", "guidance_scale", 7.5),
+        ("t2i_params", "negative_prompt", ""),
+        ("i2v_params", "fps", 7),
+        ("i2v_params", "fit", "crop"),
+        ("i2v_params", "noise_aug_strength", 0.02),
+        ("motion_desc", None, ""),
     ],
-)  # fmt: skip
+)
 def test_a_default_that_is_spelled_out_changes_nothing(fake, done, section, name, value):
     assert run(fake, done, changed(section, name, value))[1] == {}
 

@@ -44,7 +44,10 @@ BAD = [
     (scene(motion="x"), "scenes[0].motion: is not known; did you mean motion_desc?"),
     (scene(id=7), "scenes[0].id: must be a string, got 7"),
     (scene(id=""), "scenes[0].id: must be 1 to 100 letters"),
-    (scene(id="../up"), 'scenes[0].id: must be 1 to 100 letters, digits, \'.\', \'_\' or \'-\', the first a letter or digit, got "../up"'),
+    (
+        scene(id="../up"),
+        "scenes[0].id: must be 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit, got \"../up\"",
+    ),
     (scene(id="a/b"), "scenes[0].id: must be 1 to 100 letters"),
     (scene(id=".hidden"), "scenes[0].id: must be 1 to 100 letters"),
     (scene(id="a\n"), "scenes[0].id: must be 1 to 100 letters"),
@@ -54,7 +57,10 @@ BAD = [
     (scene(id="end."), "scenes[0].id: must not end with a dot"),
     (scene(id="NUL"), "scenes[0].id: must not be a device name"),
     (scene(id="com1.tar"), "scenes[0].id: must not be a device name"),
-    ([GOOD, {**GOOD, "id": "b"}, {**GOOD, "id": "A1"}], 'scenes[2].id: must be unique, whatever the case; scenes[0] has it, got "A1"'),
+    (
+        [GOOD, {**GOOD, "id": "b"}, {**GOOD, "id": "A1"}],
+        'scenes[2].id: must be unique, whatever the case; scenes[0] has it, got "A1"',
+    ),
     (t2i(prompt="x"), "scenes[0].t2i_params.prompt: is not known"),
     (t2i(width=100), "scenes[0].t2i_params.width: must be a multiple of 8, got 100"),
     (t2i(num_inference_steps=True), "scenes[0].t2i_params.num_inference_steps: must be an integer, got true"),
@@ -65,7 +71,7 @@ BAD = [
     (i2v(**{"": 1}), 'scenes[0].i2v_params."": is not known; known are decode_chunk_size'),
     (i2v(**{"\ud800": 1}), 'scenes[0].i2v_params."\\ud800": is not known; known are decode_chunk_size'),
     (i2v(fit="fill"), "scenes[0].i2v_params.fit: must be 'crop', 'pad' or 'stretch'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("document", "fault"), BAD)
@@ -118,8 +124,12 @@ def test_every_fault_of_a_file_is_reported_at_once():
         parse_scenes(document)
     places = {fault.place for fault in raised.value.faults}
     assert places == {
-        "scenes[0].id", "scenes[0].scene_desc", "scenes[0].i2v_params.fps", "scenes[1].scene_desc", "scenes[2].t2i_params.width",
-    }  # fmt: skip
+        "scenes[0].id",
+        "scenes[0].scene_desc",
+        "scenes[0].i2v_params.fps",
+        "scenes[1].scene_desc",
+        "scenes[2].t2i_params.width",
+    }
 
 
 def test_an_array_and_an_object_read_the_same():

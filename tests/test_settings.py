@@ -35,11 +35,19 @@ EFFECTS = [
     ("t2i", {"dtype": "bf16"}, lambda loaded: loaded._pipeline.unet.dtype is torch.bfloat16),
     ("t2i", {"dtype": "fp16"}, lambda loaded: loaded._pipeline.unet.dtype is torch.float16),
     ("i2v", {"dtype": "fp16"}, lambda loaded: loaded._pipeline.vae.dtype is torch.float16),
-    ("t2i", {"scheduler": "DPMSolverMultistepScheduler"}, lambda loaded: type(loaded._pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"),
-    ("t2i", {"scheduler_options": {"timestep_spacing": "trailing"}}, lambda loaded: loaded._pipeline.scheduler.config.timestep_spacing == "trailing"),
+    (
+        "t2i",
+        {"scheduler": "DPMSolverMultistepScheduler"},
+        lambda loaded: type(loaded._pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler",
+    ),
+    (
+        "t2i",
+        {"scheduler_options": {"timestep_spacing": "trailing"}},
+        lambda loaded: loaded._pipeline.scheduler.config.timestep_spacing == "trailing",
+    ),
     ("t2i", {"warm_up": ["64x64", "128x64"]}, lambda loaded: True),
     ("i2v", {"warm_up": ["64x64x2"]}, lambda loaded: True),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -123,8 +131,16 @@ REFUSED = [
     ("t2i", {"lora": "a.safetensors", "lora_scale": 0}, "lora_scale: 0 would leave the LoRA without effect"),
     ("t2i", {"lora": "weights.bin"}, "lora: must be the absolute path of a .safetensors file"),
     ("t2i", {"lora": "style.safetensors"}, "lora: must be the absolute path of a .safetensors file, or one on the Hub"),
-    ("t2i", {"lora": "/no/style.safetensors"}, "lora: /no/style.safetensors is neither a file nor in the Hub cache; `make weights`"),
-    ("t2i", {"offload": "model"}, "offload: model spares the memory of a GPU, and this worker runs on the CPU; use none"),
+    (
+        "t2i",
+        {"lora": "/no/style.safetensors"},
+        "lora: /no/style.safetensors is neither a file nor in the Hub cache; `make weights`",
+    ),
+    (
+        "t2i",
+        {"offload": "model"},
+        "offload: model spares the memory of a GPU, and this worker runs on the CPU; use none",
+    ),
     ("i2v", {"offload": "group"}, "offload: group spares the memory of a GPU"),
     ("t2i", {"attention": "xformers"}, "attention: xformers cannot be used here"),
     ("i2v", {"attention": "sliced"}, "attention: sliced has no effect on UNetSpatioTemporalConditionModel"),
@@ -138,13 +154,17 @@ REFUSED = [
     ("t2i", {"warm_up": ["64x64x2"]}, "warm_up: '64x64x2' is no size of t2i: must be WIDTHxHEIGHT"),
     ("i2v", {"warm_up": ["64"]}, "warm_up: '64' is no size of i2v: must be WIDTHxHEIGHTxFRAMES"),
     ("t2i", {"warm_up": ["wide"]}, "warm_up: 'wide' is no size of t2i"),
-    ("t2i", {"warm_up": ["512x512"], "max_pixels": 4096}, "warm_up: 512x512 fails: width: width × height must be at most 4096"),
+    (
+        "t2i",
+        {"warm_up": ["512x512"], "max_pixels": 4096},
+        "warm_up: 512x512 fails: width: width × height must be at most 4096",
+    ),
     ("t2i", {"dtype": "fp8"}, "dtype: must be 'auto', 'bf16', 'fp16' or 'fp32', got \"fp8\""),
     ("t2i", {"deepcache": 2}, "deepcache: is not known; did you mean deep_cache?"),
     ("i2v", {"decode_chunk_size": 0}, "decode_chunk_size: must be at least 1, got 0"),
     ("t2i", {"max_steps": 0}, "max_steps: must be at least 1, got 0"),
     ("t2i", {"max_megapixel_steps": float("nan")}, "max_megapixel_steps: must be finite"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("stage", "settings", "message"), REFUSED, ids=lambda value: str(value)[:60])
@@ -156,14 +176,35 @@ def test_what_cannot_be_or_does_nothing_is_refused_at_load(load, stage, settings
 
 def test_every_setting_can_be_overridden_by_environment():
     values = {
-        "model": "elsewhere", "mirrors": "a/b, c/d", "revision": "v2", "check_weights": "false", "dtype": "bf16", "offload": "model",
-        "attention": "sliced", "channels_last": "true", "fuse_qkv": "false", "compile": "regional",
-        "compile_cache": "/cache", "warm_up": "64x64,128x64", "deep_cache": "3", "vae_slicing": "1", "vae_tiling": "0",
-        "max_pixels": "1000", "max_steps": "9", "max_megapixel_steps": "0.5", "scheduler": "DDIMScheduler",
-        "scheduler_options": '{"timestep_spacing": "trailing"}', "lora": "x.safetensors", "lora_scale": "0.5",
-        "max_prompt": "99", "decode_chunk_size": "4", "max_frames": "20", "max_decode_chunk_size": "10",
-        "max_image_bytes": "1000", "max_image_pixels": "5000",
-    }  # fmt: skip
+        "model": "elsewhere",
+        "mirrors": "a/b, c/d",
+        "revision": "v2",
+        "check_weights": "false",
+        "dtype": "bf16",
+        "offload": "model",
+        "attention": "sliced",
+        "channels_last": "true",
+        "fuse_qkv": "false",
+        "compile": "regional",
+        "compile_cache": "/cache",
+        "warm_up": "64x64,128x64",
+        "deep_cache": "3",
+        "vae_slicing": "1",
+        "vae_tiling": "0",
+        "max_pixels": "1000",
+        "max_steps": "9",
+        "max_megapixel_steps": "0.5",
+        "scheduler": "DDIMScheduler",
+        "scheduler_options": '{"timestep_spacing": "trailing"}',
+        "lora": "x.safetensors",
+        "lora_scale": "0.5",
+        "max_prompt": "99",
+        "decode_chunk_size": "4",
+        "max_frames": "20",
+        "max_decode_chunk_size": "10",
+        "max_image_bytes": "1000",
+        "max_image_pixels": "5000",
+    }
     for stage, (_, kind) in KINDS.items():
         names = set(kind.model_fields)
         environment = {f"CLOUDVID_{stage.upper()}_{name.upper()}": values[name] for name in names}

@@ -38,10 +38,19 @@ class Host:
         self.server = Server(folder / "run", 8080)
         self._namespace = namespace
         environment = os.environ | naming(tiny_models)
-        # fmt: off
-        command = [*namespace.prefix, sys.executable, "-m", "deploy.server", "serve", "--port", "8080",
-                   "--run-dir", str(self.server.run_dir), "--model-store", str(model_store)]
-        # fmt: on
+        command = [
+            *namespace.prefix,
+            sys.executable,
+            "-m",
+            "deploy.server",
+            "serve",
+            "--port",
+            "8080",
+            "--run-dir",
+            str(self.server.run_dir),
+            "--model-store",
+            str(model_store),
+        ]
         with (folder / "server.txt").open("w") as log:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -107,19 +116,36 @@ def test_a_batch_spreads_over_two_hosts_and_outlives_one(hosts, tmp_path, noise_
         until(lambda: outside.call(lambda: both_were_asked(front.url, machines, before)))
 
         scenes = tmp_path / "scenes.json"
-        scenes.write_text(json.dumps([
-            {
-                "id": f"s{index}", "scene_desc": f"scene {index}",
-                "t2i_params": {"width": 64, "height": 64, "num_inference_steps": 4},
-                "i2v_params": {"num_inference_steps": STEPS, "num_frames": 8},
-            }
-            for index in range(SCENES)
-        ]))  # fmt: skip
-        # fmt: off
-        command = [*outside.prefix, sys.executable, "-m", "cloudvid.cli", "run", str(scenes), "--json",
-                   "--output-dir", str(tmp_path / "out"), "--server", front.url,
-                   "--t2i-concurrency", "2", "--i2v-concurrency", "2"]
-        # fmt: on
+        scenes.write_text(
+            json.dumps(
+                [
+                    {
+                        "id": f"s{index}",
+                        "scene_desc": f"scene {index}",
+                        "t2i_params": {"width": 64, "height": 64, "num_inference_steps": 4},
+                        "i2v_params": {"num_inference_steps": STEPS, "num_frames": 8},
+                    }
+                    for index in range(SCENES)
+                ]
+            )
+        )
+        command = [
+            *outside.prefix,
+            sys.executable,
+            "-m",
+            "cloudvid.cli",
+            "run",
+            str(scenes),
+            "--json",
+            "--output-dir",
+            str(tmp_path / "out"),
+            "--server",
+            front.url,
+            "--t2i-concurrency",
+            "2",
+            "--i2v-concurrency",
+            "2",
+        ]
         environment = os.environ | {"CLOUDVID_TOKEN": TOKEN, "PYTHONPATH": str(ROOT / "client")}
         client = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
         stack.callback(client.kill)

@@ -186,9 +186,16 @@ def test_frames_are_what_the_pipeline_itself_would_have_decoded(i2v):
     request = clip(decode_chunk_size=3, num_inference_steps=2)
     output = run(loaded, request, picture())
     frames = loaded._pipeline(
-        Image.open(io.BytesIO(picture())).convert("RGB"), width=64, height=64, num_frames=5, num_inference_steps=2,
-        decode_chunk_size=3, fps=7, generator=torch.Generator().manual_seed(1), output_type="np",
-    ).frames[0]  # fmt: skip
+        Image.open(io.BytesIO(picture())).convert("RGB"),
+        width=64,
+        height=64,
+        num_frames=5,
+        num_inference_steps=2,
+        decode_chunk_size=3,
+        fps=7,
+        generator=torch.Generator().manual_seed(1),
+        output_type="np",
+    ).frames[0]
     pixels = (frames * 255).round().astype(np.uint8)
     assert output.recipe["frames_sha256"] == digest_of(pixels)
 

@@ -186,11 +186,13 @@ def test_schema_prints_the_schema_of_the_documents(tmp_path):
 def test_inspect_shows_the_recipe_and_a_repeating_scene(server, tmp_path):
     document = [
         {
-            "id": "a", "scene_desc": "é \"quoted\" \\ ; # = \n line", "motion_desc": "slow",
+            "id": "a",
+            "scene_desc": 'é "quoted" \\ ; # = \n line',
+            "motion_desc": "slow",
             "t2i_params": {"width": 136, "height": 72, "num_inference_steps": 2, "guidance_scale": 0.0},
             "i2v_params": {"num_frames": 3, "num_inference_steps": 1, "fit": "pad"},
         }
-    ]  # fmt: skip
+    ]
     (tmp_path / "scenes.json").write_text(json.dumps(document))
     run = ["run", "scenes.json", "--output-dir", "out"]
     assert cloudvid(*run, cwd=tmp_path, environment=server.environment).returncode == 0

@@ -67,7 +67,10 @@ class Fake:
             self.free.wait(timeout=60)
             more["customizedMetadata"] = {"stage": stage, **self.description}
         return {
-            "modelVersion": self.version, "minWorkers": len(self.workers[stage]), "maxWorkers": self.most[stage],
+            "modelVersion": self.version,
+            "minWorkers": len(self.workers[stage]),
+            "maxWorkers": self.most[stage],
             "workers": self.workers[stage],
-            "jobQueueStatus": {"pendingRequests": self.pending[stage], "remainingCapacity": 100 - self.pending[stage]}, **more,
-        }  # fmt: skip
+            "jobQueueStatus": {"pendingRequests": self.pending[stage], "remainingCapacity": 100 - self.pending[stage]},
+            **more,
+        }

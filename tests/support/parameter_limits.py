@@ -22,14 +22,44 @@ MODELS: dict[Stage, type[TextToImageRequest | ImageToVideoRequest]] = {
 FORMS = [(Stage.T2I, JSON), (Stage.I2V, JSON), (Stage.I2V, MULTIPART)]
 
 NUMBERS = [
-    "0", "-0", "-0.0", "-1", "-0.5", "8.0", "8.5", "1e1", "1e308", "-1e308", "5e-324", "1e999", "-1e999",
-    str(2**31), str(2**63), str(2**64), str(-(2**63)), str(10**30), "1" + "0" * 400, "NaN", "Infinity", "-Infinity",
-]  # fmt: skip
+    "0",
+    "-0",
+    "-0.0",
+    "-1",
+    "-0.5",
+    "8.0",
+    "8.5",
+    "1e1",
+    "1e308",
+    "-1e308",
+    "5e-324",
+    "1e999",
+    "-1e999",
+    str(2**31),
+    str(2**63),
+    str(2**64),
+    str(-(2**63)),
+    str(10**30),
+    "1" + "0" * 400,
+    "NaN",
+    "Infinity",
+    "-Infinity",
+]
 OTHER_TYPES = ['"8"', '""', '"high"', "true", "false", "null", "[]", "[8]", "{}", '{"value": 8}']
 NOT_JSON = ["+1", "01", ".5", "1.", "0x40", "1_000", "８", "'8'", "True", "nan", "undefined", "8;", "9" * 5000]
 TEXTS = [
-    "\0", "a\0b", "\ufeff", "\u200b", "\u202e", "e\u0301", " \n\t\u3000", "\ud800", "\udfff", "\udc00\ud800", "a\ud83d",
-]  # fmt: skip
+    "\0",
+    "a\0b",
+    "\ufeff",
+    "\u200b",
+    "\u202e",
+    "e\u0301",
+    " \n\t\u3000",
+    "\ud800",
+    "\udfff",
+    "\udc00\ud800",
+    "a\ud83d",
+]
 WORK = ("width", "height", "num_frames", "num_inference_steps")
 """The parameters that a request's work grows with."""
 

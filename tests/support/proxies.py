@@ -65,13 +65,30 @@ def key_file(folder: Path, key: str = "inference-key") -> Path:
 def certificate(folder: Path, name: str = "cloudvid") -> tuple[Path, Path]:
     """A certificate that vouches for itself, and its key."""
     files = folder / "certificate.pem", folder / "key.pem"
-    # fmt: off
-    subprocess.run([
-        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-        "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1",
-        "-keyout", str(files[1]), "-out", str(files[0]),
-    ], check=True, capture_output=True)
-    # fmt: on
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={name}",
+            "-addext",
+            f"subjectAltName=DNS:{name},IP:127.0.0.1",
+            "-keyout",
+            str(files[1]),
+            "-out",
+            str(files[0]),
+        ],
+        check=True,
+        capture_output=True,
+    )
     return files
 
 
@@ -86,9 +103,13 @@ def proxy(tokens: Path, *arguments: str, prefix: tuple[str, ...] = (), folder: P
     """A proxy of the checkout in this folder, once it listens; it is interrupted at the end of the block."""
     command = [*prefix, sys.executable, "-m", "deploy.proxy", "--tokens", str(tokens), *arguments]
     process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         errors="backslashreplace",  # nginx logs what it was sent; were this thread to end, nginx would soon wait for a reader
-    )  # fmt: skip
+    )
     running = Running("", process)
 
     def read() -> None:
