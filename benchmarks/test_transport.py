@@ -10,14 +10,12 @@ A JVM compiles what runs often. It is given that chance beforehand, with request
 was read and its picture decoded.
 """
 
-import os
 import statistics
 from collections.abc import Callable
 from functools import partial
 from itertools import product
 
 import pytest
-from PIL import Image
 
 from benchmarks.figures import Line
 from benchmarks.measure import Samples, interleave, median, noise_floor, ratio, straight_line, timed
@@ -27,21 +25,12 @@ from cloudvid import Generated, Stage
 from cloudvid.endpoints.answers import streamed, whole
 from cloudvid.endpoints.connection import plain_session
 from cloudvid_schema.protocol import MP4, NDJSON, PNG, ImageToVideoRequest, TextToImageRequest
-from support.picture_parts import MIB, PNG_MAGIC, chunk, encoded
+from support.picture_parts import MIB, padded_picture
 from support.servers import Running
 
 _WATCHER = {"plain": None, "streamed": lambda event: None}
 """Of a request's events, by the way to ask."""
 _STEPS = {"num_inference_steps": 1, "seed": 7}
-_HEADER = len(PNG_MAGIC) + 25  # signature and header
-
-
-def padded_picture(size: int) -> bytes:
-    """A PNG picture of 64×64 pixels in a file of so many bytes, the rest of them in a chunk that decoders pass over."""
-    picture = encoded(Image.radial_gradient("L").resize((64, 64)).convert("RGB"))
-    if (left := size - len(picture) - 12) <= 0:
-        return picture
-    return picture[:_HEADER] + chunk(b"pdNg", os.urandom(left)) + picture[_HEADER:]
 
 
 class Forms:

@@ -11,11 +11,11 @@ from PIL import Image
 from benchmarks import figures, measure, outputs
 from benchmarks.figures import Figure, Line
 from benchmarks.outputs import WrongOutput
-from benchmarks.test_transport import padded_picture
 from cloudvid import parse_scenes
 from cloudvid_stages.media import mp4_bytes, png_bytes
 from cloudvid_stages.pictures import open_picture
 from support import prepare_process
+from support.picture_parts import padded_picture
 
 
 def test_each_round_begins_with_the_next_arm():

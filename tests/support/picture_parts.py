@@ -1,6 +1,7 @@
 """The parts of picture files, put together byte by byte: what a writer of pictures would never write."""
 
 import io
+import os
 import random
 import struct
 import zipfile
@@ -45,6 +46,15 @@ def png(*before, header=None, pixels=None, after=b""):
     """A grey PNG of 64×64, with chunks before and after its pixels."""
     image = chunk(b"IDAT", rows() if pixels is None else pixels)
     return PNG_MAGIC + (header or ihdr()) + b"".join(before) + image + after + chunk(b"IEND")
+
+
+def padded_picture(size):
+    """A PNG picture of 64×64 pixels in a file of so many bytes, the rest of them in a chunk that decoders pass over."""
+    picture = encoded(Image.radial_gradient("L").resize((64, 64)).convert("RGB"))
+    if (left := size - len(picture) - 12) <= 0:
+        return picture
+    header = len(PNG_MAGIC) + len(ihdr())
+    return picture[:header] + chunk(b"pdNg", os.urandom(left)) + picture[header:]
 
 
 def text_bomb(kind, head, size=20 * MIB):
