@@ -4,18 +4,16 @@
 own.
 """
 
+import contextlib
 import json
-import os
-import re
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from cloudvid.server.doctor import GIGABYTE, Finding, disk_space, examine
+from cloudvid.server.doctor import GIGABYTE, Finding, examine, free_disk
 from cloudvid_schema.protocol import Stage
 from deploy import archives, java
 from deploy.archives import ROOT, ArchiveError
@@ -30,15 +28,15 @@ def java_runtime() -> Iterator[Finding]:
     passed_over: list[str] = []
     for runtime in java.found():
         if runtime.is_usable:
-            yield Finding.ok("java", f"Java {runtime.version} from {runtime.source}: {runtime.home}")
+            yield Finding("java", "ok", f"Java {runtime.version} from {runtime.source}: {runtime.home}")
             if passed_over:
                 remedy = "unset or correct it, so that it is clear which Java runs"
-                yield Finding.note("java", "; ".join(passed_over), remedy)
+                yield Finding("java", "note", "; ".join(passed_over), remedy)
             return
         state = f"is {runtime.version}" if runtime.version else "does not run"
         passed_over.append(f"the Java from {runtime.source}, {runtime.home}, {state}")
     found = "; ".join(passed_over) or "there is no Java, which TorchServe needs"
-    yield Finding.problem("java", found, f"`make setup` installs Java {java.REQUIRED} or newer")
+    yield Finding("java", "problem", found, f"`make setup` installs Java {java.REQUIRED} or newer")
 
 
 def torch_and_gpu() -> Iterator[Finding]:
@@ -49,73 +47,68 @@ def torch_and_gpu() -> Iterator[Finding]:
         gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         version, built = torch.__version__, torch.version.cuda
     except Exception as error:  # a broken installation can fail in any way
-        yield Finding.problem("torch", f"torch does not work: {type(error).__name__}: {error}", _REINSTALL)
+        yield Finding("torch", "problem", f"torch does not work: {type(error).__name__}: {error}", _REINSTALL)
         return
     driver = _driver()
     unseen = f"torch {version} sees no CUDA GPU"
     if gpus:
         names = ", ".join(f"{gpu.name} with {gpu.total_memory / GIGABYTE:.0f} GB" for gpu in gpus)
-        yield Finding.ok("torch", f"torch {version}, CUDA {built}: {names}")
+        yield Finding("torch", "ok", f"torch {version}, CUDA {built}: {names}")
     elif driver.level != "ok":
-        yield Finding.note("torch", unseen, "use PROFILE=demo; the real models need a GPU")
+        yield Finding("torch", "note", unseen, "use PROFILE=demo; the real models need a GPU")
     elif built is None:
         found = f"torch {version} is built without CUDA, but there is a GPU"
-        yield Finding.problem("torch", found, f"install a CUDA build: {_REINSTALL}")
+        yield Finding("torch", "problem", found, f"install a CUDA build: {_REINSTALL}")
     else:
         remedy = f"update the NVIDIA driver to one that runs CUDA {built}, and check CUDA_VISIBLE_DEVICES"
-        yield Finding.problem("torch", f"{unseen}, but there is one", remedy)
+        yield Finding("torch", "problem", f"{unseen}, but there is one", remedy)
     yield driver
 
 
 def _driver() -> Finding:
     if (program := shutil.which("nvidia-smi")) is None:
         remedy = "nothing, unless there is an NVIDIA GPU: then install its driver"
-        return Finding.note("driver", "there is no NVIDIA driver (nvidia-smi)", remedy)
+        return Finding("driver", "note", "there is no NVIDIA driver (nvidia-smi)", remedy)
     query = "--query-gpu=index,name,driver_version,memory.used,memory.total"
     done = subprocess.run([program, query, "--format=csv,noheader"], capture_output=True, text=True, check=False)
     rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
     gpus = [f"GPU {row[0]}: {row[1]}, driver {row[2]}, {row[3]} of {row[4]} in use" for row in rows if len(row) == 5]
     if gpus:
-        return Finding.ok("driver", "; ".join(gpus))
+        return Finding("driver", "ok", "; ".join(gpus))
     remedy = "reinstall the driver, or start the container with its GPUs (`--gpus all`)"
-    return Finding.problem("driver", "nvidia-smi sees no GPU", remedy)
+    return Finding("driver", "problem", "nvidia-smi sees no GPU", remedy)
 
 
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of memory that are available: the machine's, or what is left of a container's limit; None if unknown."""
-    sizes = []
-    try:
-        if match := re.search(r"^MemAvailable:\s+(\d+)", (root / "proc/meminfo").read_text(), re.MULTILINE):
-            sizes.append(int(match[1]) * 1024)
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that are available: the machine's, or what is left of a container's limit."""
+    import psutil
+
+    sizes = [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError, ValueError):  # there is no limit
         group = root / "sys/fs/cgroup"
         sizes.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # not Linux, or no limit
-    return min(sizes, default=None)
+    return min(sizes)
 
 
-def memory(available: Callable[[], int | None] = available_memory) -> Iterator[Finding]:
+def memory(available: Callable[[], int] = available_memory) -> Iterator[Finding]:
     """Available memory."""
-    if (size := available()) is None:
-        return
+    size = available()
     found = f"{size / GIGABYTE:.1f} GB of memory are available"
     if size < GIGABYTE / 2:
-        yield Finding.problem("memory", found, "close other programs: a worker without memory is killed")
+        yield Finding("memory", "problem", found, "close other programs: a worker without memory is killed")
     elif size < _REAL_MEMORY:
         remedy = "enough for the demo models; the real ones take 3 and 5 GB while loading, twice as much on a CPU"
-        yield Finding.note("memory", found, remedy)
+        yield Finding("memory", "note", found, remedy)
     else:
-        yield Finding.ok("memory", found)
+        yield Finding("memory", "ok", found)
 
 
 def disk() -> Iterator[Finding]:
     """Space for weights, in the cache of the Hugging Face Hub."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    hub = Path(os.environ.get("HF_HOME") or home / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or hub / "hub").expanduser()
-    parent = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     needs = "the real models take 8 GB; HF_HOME chooses another place"
-    yield disk_space(shutil.disk_usage(parent).free, f"for weights in {cache}", _REAL_WEIGHTS, needs)
+    yield free_disk(Path(HF_HUB_CACHE), "weights", _REAL_WEIGHTS, needs)
 
 
 def ffmpeg() -> Iterator[Finding]:
@@ -127,36 +120,32 @@ def ffmpeg() -> Iterator[Finding]:
         done = subprocess.run([program, "-version"], capture_output=True, text=True, check=True)
     except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         remedy = f"reinstall it ({_REINSTALL}), or set IMAGEIO_FFMPEG_EXE to another one"
-        yield Finding.problem("ffmpeg", f"ffmpeg, which encodes the clips, does not run: {error}", remedy)
+        yield Finding("ffmpeg", "problem", f"ffmpeg, which encodes the clips, does not run: {error}", remedy)
         return
     version = done.stdout.splitlines()[0].partition(" Copyright")[0]
-    yield Finding.ok("ffmpeg", f"{version}: {program}")
+    yield Finding("ffmpeg", "ok", f"{version}: {program}")
 
 
 def model_archives(root: Path = ROOT) -> Iterator[Finding]:
     """The model archives, and whether their contents match this checkout."""
-    return (_archive(root, stage) for stage in Stage)
-
-
-def _archive(root: Path, stage: Stage) -> Finding:
-    path = root / "model_store" / f"{stage}.mar"
-    name = path.relative_to(root)
     builds = "`make archives` builds it{} (`make start` does too)"
-    if not path.is_file():
-        return Finding.note("archives", f"{name} does not exist", builds.format(""))
-    try:
-        changed = _outdated(path, root, stage)
-    except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
-        remedy = "delete it, then `make archives`"
-        return Finding.problem("archives", f"{name} is not an archive of {stage}", remedy)
-    if changed:
-        found = f"{name} has another {changed} than this folder"
-        return Finding.note("archives", found, builds.format(" again"))
-    try:
-        archives.check(stage, path.parent)
-    except ArchiveError as error:
-        return Finding.problem("archives", str(error), "no server starts with it")
-    return Finding.ok("archives", f"{name} is up to date")
+    for stage in Stage:
+        path = root / f"model_store/{stage}.mar"
+        name = path.relative_to(root)
+        try:
+            if changed := _outdated(path, root, stage):
+                found = f"{name} has another {changed} than this folder"
+                yield Finding("archives", "note", found, builds.format(" again"))
+            else:
+                archives.check(stage, path.parent)
+                yield Finding("archives", "ok", f"{name} is up to date")
+        except FileNotFoundError:
+            yield Finding("archives", "note", f"{name} does not exist", builds.format(""))
+        except ArchiveError as error:
+            yield Finding("archives", "problem", str(error), "no server starts with it")
+        except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
+            remedy = "delete it, then `make archives`"
+            yield Finding("archives", "problem", f"{name} is not an archive of {stage}", remedy)
 
 
 def _outdated(archive: Path, root: Path, stage: Stage) -> str:
@@ -180,7 +169,7 @@ def _outdated(archive: Path, root: Path, stage: Stage) -> str:
     return ""
 
 
-def weights(root: Path = ROOT) -> Iterator[Finding]:
+def weights() -> Iterator[Finding]:
     """The models that the settings name: whether they are here and complete."""
     import yaml
     from safetensors import SafetensorError, safe_open
@@ -190,12 +179,12 @@ def weights(root: Path = ROOT) -> Iterator[Finding]:
     from cloudvid_stages.weights import SETTINGS, find
 
     for stage in Stage:
-        section = yaml.safe_load((root / f"handlers/{stage}.yaml").read_text())["handler"]
+        section = yaml.safe_load((ROOT / f"handlers/{stage}.yaml").read_text())["handler"]
         try:
             checkpoint = find(read_settings(SETTINGS[stage], stage, section))
         except SettingsError as error:
             remedy = "`make weights` downloads the real models; PROFILE=demo needs none"
-            yield Finding.note("weights", f"{stage}: {error}", remedy)
+            yield Finding("weights", "note", f"{stage}: {error}", remedy)
             continue
         folder = checkpoint.path
         files = sorted(folder.rglob("*.safetensors"))
@@ -209,28 +198,25 @@ def weights(root: Path = ROOT) -> Iterator[Finding]:
                     raise SettingsError(f"{file.relative_to(folder)} is cut or damaged: {error}") from None
             check_list(folder, checkpoint.identity)
         except SettingsError as error:
-            yield Finding.problem("weights", f"{stage}: {error}", "`make weights`")
+            yield Finding("weights", "problem", f"{stage}: {error}", "`make weights`")
             continue
         size = sum(file.stat().st_size for file in files)
-        found = f"{stage}: {checkpoint.identity}, {size / GIGABYTE:.2f} GB in {folder}"
-        yield Finding.ok("weights", found)
+        yield Finding("weights", "ok", f"{stage}: {checkpoint.identity}, {size / GIGABYTE:.2f} GB in {folder}")
 
 
 CHECKS = (java_runtime, torch_and_gpu, memory, disk, ffmpeg, model_archives, weights)
 
 
-def main() -> int:
+def main() -> None:
     """Print the findings."""
     try:
         metadata.version("torchserve")
         findings = list(examine(CHECKS))
     except metadata.PackageNotFoundError:
         found = "torchserve is not installed in this Python: this checkout cannot serve"
-        remedy = "`make setup`, if this machine is to serve"
-        findings = [Finding.note("setup", found, remedy)]
-    print(json.dumps([finding.model_dump() for finding in findings]))
-    return 0
+        findings = [Finding("setup", "note", found, "`make setup`, if this machine is to serve")]
+    print(json.dumps([vars(finding) for finding in findings]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

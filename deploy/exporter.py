@@ -18,15 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from cloudvid_schema.processes import end_with
 from deploy.ports import EXPORTER, MANAGEMENT, METRICS
-from deploy.renewal import Renewal, get
-
-if TYPE_CHECKING:  # the client is imported in the child: TorchServe starts meanwhile
-    from cloudvid.server.state import StageStatus
+from deploy.renewal import Renewal, current, get
 
 GRACE_SECONDS = 60.0
 _RENEW_SECONDS = 20.0
@@ -41,10 +38,7 @@ class Exporter:
     def __init__(
         self, port: int, stages: Sequence[str], key_file: Path, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        from cloudvid.endpoints.credentials import Credentials
-
-        self._port, self._stages, self._clock = port, tuple(stages), clock
-        self._keys = Credentials(key_file=key_file)
+        self._port, self._stages, self._key_file, self._clock = port, tuple(stages), key_file, clock
         self._ill_since: float | None = None
         self._lock = threading.Lock()
 
@@ -61,22 +55,19 @@ class Exporter:
 
     def _ready(self, stages: Sequence[str]) -> Answer:
         states = {stage: self._state(stage) for stage in stages}
-        told = {
-            stage: {"workers": _workers(state), "pending_requests": state.queue} if state else None
-            for stage, state in states.items()
-        }
-        if missing := [stage for stage, state in states.items() if not (state and state.ready)]:
+        if missing := [stage for stage, state in states.items() if not _is_ready(state)]:
             text = f"{' and '.join(missing)} {'have' if len(missing) > 1 else 'has'} no worker that is ready"
-            return _error(503, "ServiceUnavailableException", text, stages=told)
-        return _json(200, {"stages": told})
+            return _error(503, "ServiceUnavailableException", text, stages=states)
+        return _json(200, {"stages": states})
 
     def _live(self) -> Answer:
-        status, _ = get(self._port, "/ping", self._keys.key("inference"))
+        keys = current(self._key_file)
+        status, _ = get(self._port, "/ping", keys.inference if keys else None)
         states = [self._state(stage) for stage in self._stages] if status == 500 else []
         with self._lock:
             # A refused key is an answer too. 500: fewer workers are left than were asked for, perhaps of a stage that
             # still has some: those are not to be killed for one that was given up.
-            if status and all(state and state.ready for state in states):
+            if status and all(map(_is_ready, states)):
                 self._ill_since = None
                 return _json(200, {"status": "alive"})
             now = self._clock()
@@ -92,38 +83,40 @@ class Exporter:
         lines = [
             "# HELP cloudvid_pending_requests Requests that wait for a worker.",
             "# TYPE cloudvid_pending_requests gauge",
-            *(f'cloudvid_pending_requests{{stage="{stage}"}} {state.queue}' for stage, state in states.items()),
+            *(
+                f'cloudvid_pending_requests{{stage="{stage}"}} {state["pending_requests"]}'
+                for stage, state in states.items()
+            ),
             "# HELP cloudvid_workers Worker processes by TorchServe's status.",
             "# TYPE cloudvid_workers gauge",
             *(
                 f'cloudvid_workers{{stage="{stage}",status="{status}"}} {count}'
                 for stage, state in states.items()
-                for status, count in _workers(state).items()
+                for status, count in state["workers"].items()
             ),
         ]
         status, own = get(self._port + METRICS, "/metrics")
         text = "\n".join([*lines, ""]).encode() + (own if status == 200 else b"")
         return 200, "text/plain; version=0.0.4; charset=utf-8", text
 
-    def _state(self, stage: str) -> "StageStatus | None":
-        """A stage's state; None if TorchServe does not tell it."""
-        from cloudvid.server.state import read_status
-        from cloudvid_schema.protocol import Stage
+    def _state(self, stage: str) -> dict[str, Any] | None:
+        """A stage's workers by TorchServe's statuses, and its queue; None if TorchServe does not tell them.
 
-        port = self._port + MANAGEMENT
-        status, body = get(port, f"/models/{stage}", self._keys.key("management"))
+        The statuses are READY, and UNLOADING for a worker that starts or has died.
+        """
+        keys = current(self._key_file)
+        status, body = get(self._port + MANAGEMENT, f"/models/{stage}", keys.management if keys else None)
+        workers = Counter({"READY": 0, "UNLOADING": 0})
         with contextlib.suppress(ValueError, LookupError, TypeError):
             if status == 200:
-                document = {"jobQueueStatus": None, **json.loads(body)[0]}  # what has no queue is refused
-                return read_status(Stage(stage), f"http://127.0.0.1:{port}", document)
+                model = json.loads(body)[0]
+                workers.update(worker["status"] for worker in model["workers"])
+                return {"workers": workers, "pending_requests": model["jobQueueStatus"]["pendingRequests"]}
         return None
 
 
-def _workers(state: "StageStatus") -> Counter[str]:
-    """How many workers have each of TorchServe's statuses: READY, or UNLOADING for one that starts or has died."""
-    counts = Counter({"READY": 0, "UNLOADING": 0})
-    counts.update(worker.reported for worker in state.workers)
-    return counts
+def _is_ready(state: dict[str, Any] | None) -> bool:
+    return state is not None and state["workers"]["READY"] > 0
 
 
 def _json(status: int, content: dict[str, object]) -> Answer:
@@ -137,14 +130,11 @@ def _error(code: int, kind: str, message: str, **more: object) -> Answer:
 class Http(ThreadingHTTPServer):
     """The exporter's port on loopback."""
 
-    daemon_threads = True
     request_queue_size = 64
 
-    exporter: Exporter
-    """To be set before the first request is handled."""
-
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, exporter: Exporter) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
+        self.exporter = exporter
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -171,14 +161,13 @@ def main() -> None:
     parser.add_argument("--key-file", type=Path, default=Path("key_file.json"))
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
-    server = Http(options.port + EXPORTER)
+    server = Http(options.port + EXPORTER, Exporter(options.port, options.stage, options.key_file))
     parent = os.getpid()
     os.environ.pop("PYTHONPATH", None)  # it would take precedence over what is in the archives
     if os.fork():
         server.socket.close()
         os.execvp(options.command[0], options.command)  # noqa: S606
     end_with(parent)
-    server.exporter = Exporter(options.port, options.stage, options.key_file)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     renewal = Renewal(options.port + MANAGEMENT, options.key_file)
     while True:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from support.command_line import cloudvid
 from support.fake_management import Fake, worker
 from support.fake_server import Answer, error, fake_server
 from support.loopback import client_of, closed_port, free_port
-from support.places import levels, place
+from support.places import GIB, levels, place
 
 
 def test_python_that_is_too_old_is_a_problem(tmp_path):
@@ -24,23 +25,25 @@ def test_python_that_is_too_old_is_a_problem(tmp_path):
     assert levels(doctor.python(place(tmp_path, python=(3, 10, 2)))) == ["problem"]
 
 
-def test_room_is_looked_for_where_outputs_go(tmp_path):
+def test_room_is_looked_for_where_outputs_go(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    assert levels(doctor.disk(place(tmp_path))) == ["ok"]
-    assert levels(doctor.disk(place(tmp_path, free_disk=lambda path: 5 * 10**8))) == ["note"]
-    assert levels(doctor.disk(place(tmp_path, free_disk=lambda path: 10**7))) == ["problem"]
+    for free, level in ((100 * GIB, "ok"), (5 * 10**8, "note"), (10**7, "problem")):
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        assert levels(doctor.disk(place(tmp_path))) == [level]
     (finding,) = doctor.disk(place(tmp_path, output_dir=tmp_path / "file/out"))
     assert (finding.level, "not a folder" in finding.found) == ("problem", True)
 
 
-def test_a_checkout_adds_its_own_findings(tmp_path):
+def test_a_checkout_adds_its_own_findings(tmp_path, monkeypatch):
     asked = []
 
-    def run(command, folder):
-        asked.append((command[1:], folder))
-        return answers.pop()
+    def run(command, cwd, **_):
+        asked.append((command[1:], cwd))
+        code, text = answers.pop()
+        return SimpleNamespace(returncode=code, stdout="" if code else text, stderr=text if code else "")
 
-    here = place(tmp_path, run=run)
+    monkeypatch.setattr(doctor.subprocess, "run", run)
+    here = place(tmp_path)
     assert list(doctor.checkout(here)) == [], "no checkout"
     assert asked == []
     (tmp_path / "deploy").mkdir()
@@ -224,7 +227,7 @@ def test_doctor_without_a_server_names_the_remedy(tmp_path):
     assert done.returncode == document.returncode == 3, done.stderr
     assert f"problem  server: nothing answers at {url}/ping: Connection refused\n         -> start it" in done.stdout
     assert "problem" in done.stdout.splitlines()[-1]
-    findings = [Finding.model_validate(finding) for finding in json.loads(document.stdout)["findings"]]
+    findings = [Finding(**finding) for finding in json.loads(document.stdout)["findings"]]
     assert {finding.check for finding in findings} >= {
         "python",
         "java",

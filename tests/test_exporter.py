@@ -238,9 +238,7 @@ def test_metrics_of_a_stage_that_is_silent_are_left_out(fake):
 def test_it_answers_over_http_with_the_length_and_type(fake, capfd):
     exporter, state = fake
     state["workers"]["i2v"] = []
-    listening = Http(0)
-    listening.exporter = exporter
-    with serving(listening) as http:
+    with serving(Http(0, exporter)) as http:
         url = f"http://127.0.0.1:{http.server_address[1]}"
         for target in ("/ready", "/ready?stage=t2i", "/live", "/metrics", "/nothing"):
             status, media_type, body = exporter.answer(target)

@@ -7,9 +7,9 @@ GIB = 2**30
 
 
 def place(tmp_path, url="http://gpu.example:8080", **options):
-    """A folder and a client on a machine with room enough."""
+    """A folder and a client."""
     client = options.pop("client", None) or Client(url, token="t")
-    return Place(client.server, **{"folder": tmp_path, "free_disk": lambda path: 100 * GIB, **options})
+    return Place(client.server, folder=tmp_path, **options)
 
 
 def levels(findings):

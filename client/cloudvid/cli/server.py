@@ -140,7 +140,7 @@ def doctor(client: Client, output_dir: OutputDir = Path("output"), json: Json = 
             text = f"{finding.level:<8} {finding.check}: {plain(finding.found)}"
             print(f"{text}\n{'':<8} -> {finding.remedy}" if finding.remedy else text, flush=True)
     if json:
-        print(json_format.dumps({"findings": [finding.model_dump() for finding in findings]}))
+        print(json_format.dumps({"findings": [vars(finding) for finding in findings]}))
     else:
         counts = Counter(finding.level for finding in findings)
         print(f"{_count(counts['problem'], 'problem')}, {_count(counts['note'], 'note')}")

@@ -8,14 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
 from cloudvid.endpoints.connection import is_local
 from cloudvid.endpoints.errors import CloudVidError, NotReady, ServerUnavailable, Unauthorized
@@ -27,7 +27,6 @@ from cloudvid_schema.key_file import read_keys
 from cloudvid_schema.processes import taken_ports
 from cloudvid_schema.protocol import Stage
 
-Level = Literal["ok", "note", "problem"]
 GIGABYTE = 10**9
 _PYTHON = (3, 11)
 _PORTS = 6
@@ -36,43 +35,50 @@ _SECONDS = 300.0
 _START = "start it (`make start`), or give its address with --server or CLOUDVID_SERVER"
 
 
-class Finding(BaseModel):
+@dataclass(frozen=True)
+class Finding:
     """The result of a check."""
-
-    model_config = ConfigDict(frozen=True)
 
     check: str
     """Name of the check."""
-    level: Level
+    level: Literal["ok", "note", "problem"]
+    """A note is about what may become a problem."""
     found: str
     remedy: str = ""
     """What to do; empty if nothing."""
     unavailable: bool = False
     """Whether this is why the server takes no requests."""
 
-    @classmethod
-    def ok(cls, check: str, found: str) -> Self:
-        """Nothing is wrong."""
-        return cls(check=check, level="ok", found=found)
 
-    @classmethod
-    def note(cls, check: str, found: str, remedy: str) -> Self:
-        """Something that may become a problem."""
-        return cls(check=check, level="note", found=found, remedy=remedy)
+@dataclass(frozen=True)
+class Place:
+    """The machine, the server, and the folder that cloudvid was started in."""
 
-    @classmethod
-    def problem(cls, check: str, found: str, remedy: str, *, unavailable: bool = False) -> Self:
-        """Something is wrong."""
-        return cls(check=check, level="problem", found=found, remedy=remedy, unavailable=unavailable)
+    server: Server
+    output_dir: Path = Path("output")
+    folder: Path = field(default_factory=Path.cwd)
+    python: tuple[int, ...] = tuple(sys.version_info[:3])
 
 
-def run_command(command: Sequence[str], folder: Path) -> tuple[int | None, str]:
-    """Exit code and output of a program of a checkout; the code is None if it cannot be run or does not end."""
-    modules = os.pathsep.join(str(folder / name) for name in ("", "client", "handlers"))
+def python(place: Place) -> Iterator[Finding]:
+    """The interpreter that runs cloudvid."""
+    version = ".".join(map(str, place.python))
+    if place.python[:2] >= _PYTHON:
+        yield Finding("python", "ok", f"Python {version}")
+    else:
+        found = f"Python {version}: CloudVid needs Python 3.11 or newer"
+        yield Finding("python", "problem", found, "install a newer one")
+
+
+def checkout(place: Place) -> Iterator[Finding]:
+    """The machine and the models, if this folder is a checkout that can serve."""
+    if not (place.folder / "deploy/doctor.py").is_file():
+        return
+    modules = os.pathsep.join(str(place.folder / name) for name in ("", "client", "handlers"))
     try:
         done = subprocess.run(
-            command,
-            cwd=folder,
+            [sys.executable, "-m", "deploy.doctor"],
+            cwd=place.folder,
             env=os.environ | {"PYTHONPATH": modules},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -80,70 +86,45 @@ def run_command(command: Sequence[str], folder: Path) -> tuple[int | None, str]:
             timeout=_SECONDS,
             check=False,
         )
+        code, text = done.returncode, done.stdout or done.stderr
     except (OSError, subprocess.SubprocessError) as error:
-        return None, str(error)
-    return done.returncode, done.stdout or done.stderr
-
-
-@dataclass(frozen=True)
-class Place:
-    """The machine, the server, and the folder that cloudvid was started in. Tests pass others."""
-
-    server: Server
-    output_dir: Path = Path("output")
-    folder: Path = field(default_factory=Path.cwd)
-    python: tuple[int, ...] = tuple(sys.version_info[:3])
-    run: Callable[[Sequence[str], Path], tuple[int | None, str]] = run_command
-    free_disk: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
-
-
-def python(place: Place) -> Iterator[Finding]:
-    """The interpreter that runs cloudvid."""
-    version = ".".join(map(str, place.python))
-    if place.python[:2] >= _PYTHON:
-        yield Finding.ok("python", f"Python {version}")
-    else:
-        found = f"Python {version}: CloudVid needs Python 3.11 or newer"
-        yield Finding.problem("python", found, "install a newer one")
-
-
-def checkout(place: Place) -> Iterator[Finding]:
-    """The machine and the models, if this folder is a checkout that can serve."""
-    if not (place.folder / "deploy/doctor.py").is_file():
-        return
-    code, text = place.run([sys.executable, "-m", "deploy.doctor"], place.folder)
+        code, text = None, str(error)
     try:
         yield from TypeAdapter(list[Finding]).validate_json(text)
     except ValueError:
         last = text.strip().splitlines()[-1:] or ["no output"]
         found = f"the checkout's own checks ended with {code}: {last[0]}"
-        yield Finding.problem("checkout", found, "`make clean`, then `make setup`")
+        yield Finding("checkout", "problem", found, "`make clean`, then `make setup`")
 
 
 def disk(place: Place) -> Iterator[Finding]:
     """Space for outputs."""
     output = place.folder / place.output_dir
-    parent = next(folder for folder in (output, *output.parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    parent = nearest(output)
+    if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
+        yield free_disk(output, "outputs", GIGABYTE, "a picture or clip takes about 1 MB")
+    else:
         found = f"{output} cannot be written to: {parent} is {'not writable' if parent.is_dir() else 'not a folder'}"
-        yield Finding.problem("disk", found, "choose another folder with --output-dir")
-        return
-    needs = "a picture or clip takes about 1 MB"
-    yield disk_space(place.free_disk(parent), f"for outputs in {output}", GIGABYTE, needs)
+        yield Finding("disk", "problem", found, "choose another folder with --output-dir")
 
 
-def disk_space(free: int, what: str, enough: int, needs: str) -> Finding:
-    """A finding about free space in bytes."""
-    found = f"{free / GIGABYTE:.1f} GB are free {what}"
+def nearest(path: Path) -> Path:
+    """The path, or the nearest parent that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def free_disk(folder: Path, what: str, enough: int, needs: str) -> Finding:
+    """Whether the disk of a folder, which need not exist yet, has so many bytes free."""
+    free = shutil.disk_usage(nearest(folder)).free
+    found = f"{free / GIGABYTE:.1f} GB are free for {what} in {folder}"
     if free >= enough:
-        return Finding.ok("disk", found)
-    kind = Finding.problem if free < GIGABYTE / 10 else Finding.note
-    return kind("disk", found, f"free some space: {needs}")
+        return Finding("disk", "ok", found)
+    return Finding("disk", "problem" if free < GIGABYTE / 10 else "note", found, f"free some space: {needs}")
 
 
 def ports(place: Place) -> Iterator[Finding]:
     """The ports of a server on this machine: free, or used by that server."""
-    for url in sorted(set(place.server.urls.values())):
+    for url, stage in sorted({url: stage for stage, url in place.server.urls.items()}.items()):
         if not is_local(url):
             continue
         first = urlsplit(url).port or 80
@@ -152,20 +133,19 @@ def ports(place: Place) -> Iterator[Finding]:
         span = f"ports {wanted[0]} to {wanted[-1]}"
         server = server_process(place.folder / ".run")
         if not taken:
-            yield Finding.ok("ports", f"{span} are free")
+            yield Finding("ports", "ok", f"{span} are free")
         elif server and server[1] == first:
-            yield Finding.ok("ports", f"{span} belong to this folder's server, process {server[0]}")
-        elif first in taken and _is_server(place, url):
-            yield Finding.ok("ports", f"{span}: a server answers on {first}")
+            yield Finding("ports", "ok", f"{span} belong to this folder's server, process {server[0]}")
+        elif first in taken and _is_server(place.server, stage):
+            yield Finding("ports", "ok", f"{span}: a server answers on {first}")
         else:
             found = f"another program uses port {', '.join(map(str, taken))}"
-            yield Finding.problem("ports", found, "stop it, or choose other ports: `make start PORT=9000`")
+            yield Finding("ports", "problem", found, "stop it, or choose other ports: `make start PORT=9000`")
 
 
-def _is_server(place: Place, url: str) -> bool:
-    stage = next(stage for stage, address in place.server.urls.items() if address == url)
+def _is_server(server: Server, stage: Stage) -> bool:
     try:
-        return place.server.ping(stage) in (200, 500)
+        return server.ping(stage) in (200, 500)
     except Unauthorized:
         return True
     except CloudVidError:
@@ -177,10 +157,10 @@ def key(place: Place) -> Iterator[Finding]:
     path = place.server.key_file
     if path is None:
         if place.server.has_token:
-            yield Finding.ok("key", "a token was given")
+            yield Finding("key", "ok", "a token was given")
         else:
             remedy = "start the server in this folder, or give its key with --key-file or --token"
-            yield Finding.note("key", f"no token, and no key file in {place.folder / '.run'}", remedy)
+            yield Finding("key", "note", f"no token, and no key file in {place.folder / '.run'}", remedy)
         return
     restart = "restart the server: `make stop`, then `make start`"
     try:
@@ -188,23 +168,23 @@ def key(place: Place) -> Iterator[Finding]:
         expires = read_keys(path).expires
     except OSError as error:
         remedy = "the server writes it at its start; only its user can read it"
-        yield Finding.problem("key", f"{path} cannot be read ({error.strerror})", remedy, unavailable=True)
+        yield Finding("key", "problem", f"{path} cannot be read ({error.strerror})", remedy, unavailable=True)
         return
     except ValueError:
         remedy = "use TorchServe's key_file.json, or restart the server"
-        yield Finding.problem("key", f"{path} is not a key file of TorchServe", remedy, unavailable=True)
+        yield Finding("key", "problem", f"{path} is not a key file of TorchServe", remedy, unavailable=True)
         return
     left = expires - datetime.now(UTC)
     if mode & 0o077:
         found = f"{path} can be read by others (mode {mode:04o})"
-        yield Finding.problem("key", found, f"`chmod 600 {path}`, then {restart}")
+        yield Finding("key", "problem", found, f"`chmod 600 {path}`, then {restart}")
     if left <= timedelta():
-        yield Finding.problem("key", f"the keys in {path} have expired", restart, unavailable=True)
+        yield Finding("key", "problem", f"the keys in {path} have expired", restart, unavailable=True)
     elif left < _SOON:
         found = f"the keys in {path} expire in {left.seconds // 60} minutes"
-        yield Finding.note("key", found, "restart the server before a long batch")
+        yield Finding("key", "note", found, "restart the server before a long batch")
     elif not mode & 0o077:
-        yield Finding.ok("key", f"{path}, readable by its owner only, valid until {expires:%Y-%m-%d %H:%M} UTC")
+        yield Finding("key", "ok", f"{path}, readable by its owner only, valid until {expires:%Y-%m-%d %H:%M} UTC")
 
 
 def endpoints(place: Place) -> Iterator[Finding]:
@@ -225,25 +205,25 @@ def _endpoint(place: Place, stage: Stage) -> Iterator[Finding]:
         ping = server.ping(stage)
     except Unauthorized as error:
         remedy = "give this server's key: --key-file if it is on this machine, --token otherwise"
-        yield Finding.problem("server", str(error), remedy, unavailable=True)
+        yield Finding("server", "problem", str(error), remedy, unavailable=True)
         return
     except ServerUnavailable as error:
-        yield Finding.problem("server", str(error), _START, unavailable=True)
+        yield Finding("server", "problem", str(error), _START, unavailable=True)
         return
     if ping not in (200, 500):
         remedy = "check that this is the address of a CloudVid server"
-        yield Finding.problem("server", f"{url}/ping answers {ping}", remedy, unavailable=True)
+        yield Finding("server", "problem", f"{url}/ping answers {ping}", remedy, unavailable=True)
         return
-    yield Finding.ok("server", f"{url} answers and accepts the key")
+    yield Finding("server", "ok", f"{url} answers and accepts the key")
     try:
         seen = server.look(stage)
     except NotReady as error:
         remedy = f"give the address of the server of {stage} with --{stage}-url"
-        yield Finding.problem("endpoints", str(error), remedy, unavailable=True)
+        yield Finding("endpoints", "problem", str(error), remedy, unavailable=True)
         return
     if seen.counted_by == "nothing":
         remedy = "give the management API's address and key (--management, --key-file)"
-        yield Finding.note("endpoints", f"{stage}: its workers cannot be counted from here", remedy)
+        yield Finding("endpoints", "note", f"{stage}: its workers cannot be counted from here", remedy)
         return
     if seen.counted_by == "management":
         seen = server.status(stage)
@@ -259,20 +239,20 @@ def _workers(place: Place, stage: Stage, seen: StageStatus) -> Iterator[Finding]
     if seen.ready:
         queue = "" if by_proxy else f", {seen.queue} requests waiting"
         model = f", {seen.description.model}" if seen.description else ""
-        yield Finding.ok("endpoints", f"{count}{queue}{model}")
+        yield Finding("endpoints", "ok", f"{count}{queue}{model}")
     elif not seen.workers:
         remedy = f"start one with `cloudvid scale {stage} 1`" + (" on its host" if by_proxy else "")
-        yield Finding.problem("endpoints", f"{stage} has no workers", remedy, unavailable=True)
+        yield Finding("endpoints", "problem", f"{stage} has no workers", remedy, unavailable=True)
     else:
         remedy = "fix what the server's log reports" if seen.unhealthy or reason else "`cloudvid wait` waits for one"
-        yield Finding.problem("endpoints", count + why, remedy, unavailable=True)
+        yield Finding("endpoints", "problem", count + why, remedy, unavailable=True)
     if seen.unhealthy:
         found = f"{seen.server} has given up a worker that failed to start"
         remedy = f"fix what its log reports{why}, then replace it with `cloudvid scale STAGE N`"
-        yield Finding.problem("endpoints", found, remedy)
+        yield Finding("endpoints", "problem", found, remedy)
     if seen.version not in ("", __version__):
         found = f"{stage}: the server's archive has version {seen.version}, this cloudvid has {__version__}"
-        yield Finding.note("endpoints", found, "use the same version of both")
+        yield Finding("endpoints", "note", found, "use the same version of both")
 
 
 CHECKS = (python, checkout, disk, ports, key, endpoints)
@@ -285,4 +265,4 @@ def examine(checks: Iterable[Callable[..., Iterator[Finding]]], *arguments: Plac
             yield from check(*arguments)
         except Exception as error:  # finding unforeseen faults is what this is for
             found = f"this check failed ({type(error).__name__}: {error})"
-            yield Finding.problem(check.__name__, found, "please report this")
+            yield Finding(check.__name__, "problem", found, "please report this")

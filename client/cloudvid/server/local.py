@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 RUN_DIR = Path(".run")
@@ -18,15 +19,11 @@ def server_process(run_dir: Path) -> tuple[int, int] | None:
     try:
         record = json.loads((run_dir / "server.json").read_text())
         pid, port = int(record["pid"]), int(record["port"])
+        with suppress(PermissionError):  # another user's process
+            os.kill(pid, 0)
+        return pid, port
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        pass  # another user's process
-    except OSError:
-        return None
-    return pid, port
 
 
 def local_address() -> str | None:
@@ -54,8 +51,6 @@ def last_error(log: Path | None, stage: str, worker: str = "", since: int = 0) -
     """The last line of the last traceback in a workers' log, or None.
 
     Args:
-        log: from `worker_log`.
-        stage: whose workers.
         worker: TorchServe's id of one worker; empty for all.
         since: ignore this many bytes at the start of the log.
     """

@@ -30,8 +30,6 @@ def scale(
     """Give a stage so many workers and wait until all of them are ready.
 
     Args:
-        server: the server.
-        stage: which stage.
         workers: how many; 0 stops the stage, whose requests then wait or are refused as busy.
         max_workers: the new upper limit of this number; default: unchanged.
         timeout: seconds.

@@ -33,10 +33,8 @@ class Server:
     """The model servers behind the two endpoints; usually both are the same one.
 
     Args:
-        connection: sends the requests.
         urls: address of each stage's endpoint.
         management: address of each stage's management API.
-        sleep: waits.
         clock: monotonic seconds.
         resident: resident bytes of a process on this machine, None if there is no such process.
     """
@@ -114,24 +112,20 @@ class Server:
                 raise errors.Unreachable(text) from None
         if not self._runs_here(seen.server):
             return seen
-        sizes = {worker.pid: self._resident(worker.pid) for worker in seen.workers if worker.pid}
-        return seen.model_copy(update={"workers": tuple(_observed(worker, sizes) for worker in seen.workers)})
+        return seen.model_copy(update={"workers": tuple(map(self._observed, seen.workers))})
 
     def status(self, stage: Stage, patience: float = _PATIENCE_SECONDS) -> StageStatus:
         """The state of a stage from the management API, with a worker's description of itself.
 
-        Args:
-            stage: which stage.
-            patience: seconds to wait for the description.
+        The description is waited for as long as `patience`, in seconds.
 
         Raises:
             ServerUnavailable: the management API cannot be asked.
         """
         question = self._questions.get(stage)
-        was_waiting = question is not None and not question.done()
         seen = self.manage(stage)
         # A question that no worker has taken yet counts as ours, not as a queued request.
-        is_waiting = was_waiting and question is not None and not question.done()
+        is_waiting = question is not None and not question.done()
         queue = max(0, seen.queue - is_waiting)
         pids = {worker.pid for worker in seen.workers if worker.state == "ready"}
         if pids and not queue and not is_waiting:
@@ -186,12 +180,7 @@ class Server:
         timeout: float = 600.0,
         on_wait: Callable[[errors.ServerUnavailable], None] = lambda error: None,
     ) -> None:
-        """Wait until every stage has a ready worker.
-
-        Args:
-            stages: which stages; default: both.
-            timeout: seconds.
-            on_wait: called with the reason each time a check fails.
+        """Wait until every stage (default: both) has a ready worker; `on_wait` gets the reason when a check fails.
 
         Raises:
             ServerUnavailable: the last reason after `timeout` seconds; `Untrusted` at once.
@@ -269,13 +258,12 @@ class Server:
         server = server_process(self.key_file.parent) if self.key_file else None
         return server is not None and urlsplit(address).port == server[1] + 1
 
-
-def _observed(worker: Worker, sizes: Mapping[int, int | None]) -> Worker:
-    """A worker on this machine as it really is: TorchServe notices deaths late, and then measures no memory."""
-    if worker.pid is None:
-        return worker
-    size = sizes[worker.pid]
-    return worker.model_copy(update={"state": "dead", "memory": None} if size is None else {"memory": size})
+    def _observed(self, worker: Worker) -> Worker:
+        """A worker on this machine as it really is: TorchServe notices deaths late, and then measures no memory."""
+        if worker.pid is None:
+            return worker
+        size = self._resident(worker.pid)
+        return worker.model_copy(update={"state": "dead", "memory": None} if size is None else {"memory": size})
 
 
 class _Question(Future[Description | None]):
