@@ -15,16 +15,13 @@ from pathlib import Path
 
 from cloudvid_schema import __version__
 from cloudvid_schema.files import sha256, write_file
+from deploy import DeployError
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = "SHA256SUMS"
 """In the model store: the archives' digests in the format of `sha256sum -c`."""
 STAGES = ("t2i", "i2v")
 _PACKAGES = ("client/cloudvid_schema", "handlers/cloudvid_serving", "handlers/cloudvid_stages")
-
-
-class ArchiveError(RuntimeError):
-    """An archive is missing or has changed; the message says what to do."""
 
 
 def build(stage: str, store: Path, version: str, config: Path | None = None) -> Path:
@@ -66,14 +63,14 @@ def check(stage: str, store: Path) -> None:
     """Return if a stage's archive is the one that was built.
 
     Raises:
-        ArchiveError: it is missing or has changed.
+        DeployError: it is missing or has changed.
     """
     archive = store / f"{stage}.mar"
     if not archive.is_file():
-        raise ArchiveError(f"{archive} does not exist; `make archives` builds it")
+        raise DeployError(f"{archive} does not exist; `make archives` builds it")
     if sha256(archive) != listed(store).get(archive.name):
         command = f"{sys.executable} -m deploy.archives {store}"
-        raise ArchiveError(f"{archive} has changed since it was built ({LIST}); `{command}` builds both again")
+        raise DeployError(f"{archive} has changed since it was built ({LIST}); `{command}` builds both again")
 
 
 def main() -> None:

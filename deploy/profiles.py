@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloudvid_schema.files import sha256
+from deploy import DeployError
 from deploy.archives import ROOT, STAGES
 
 DEMO = ROOT / "demo/models"
@@ -18,10 +19,6 @@ _NOTES = {
     "demo": "the demo models are toys that know a few things (PROFILE=real uses the real models)",
     "tiny": "the tiny models have random weights: they make noise",
 }
-
-
-class ModelsError(RuntimeError):
-    """The models are not available; the message says why."""
 
 
 def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str]:
@@ -33,7 +30,7 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
         stages: whose models.
 
     Raises:
-        ModelsError: the weights cannot be downloaded or made.
+        DeployError: the weights cannot be downloaded or made.
     """
     variables = {stage: f"CLOUDVID_{stage.upper()}_MODEL" for stage in stages}
     chosen = {stage: Path(model).expanduser() for stage in stages if (model := os.environ.get(variables[stage]))}
@@ -52,7 +49,7 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
         found = {stage: toys / f"cloudvid-{profile}-{stage}" for stage in unnamed}
         missing = [str(folder) for folder in found.values() if not (folder / "model_index.json").is_file()]
         if missing and profile == "demo":
-            raise ModelsError(f"there is no model in {', '.join(missing)}: check it out again, or `make demo-models`")
+            raise DeployError(f"there is no model in {', '.join(missing)}: check it out again, or `make demo-models`")
         if missing:
             _run("demo.tiny", str(toys))
         folders |= found
@@ -67,4 +64,4 @@ def _run(module: str, *arguments: str) -> None:
     environment = os.environ | {"PYTHONPATH": path, "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run([sys.executable, "-m", module, *arguments], env=environment, check=False)
     if done.returncode != 0:
-        raise ModelsError(f"`python -m {module} {' '.join(arguments)}` failed")
+        raise DeployError(f"`python -m {module} {' '.join(arguments)}` failed")

@@ -25,15 +25,17 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import certifi
 
 from cloudvid_schema.files import write_file
-from deploy import nginx_files
+from deploy import DeployError, nginx_files
 from deploy.archives import ROOT, STAGES
-from deploy.nginx_files import Address, ProxyError
+from deploy.nginx_files import Address
 from deploy.ports import PORTS
 from deploy.torchserve import RUN_DIR, running_in, signals_kept
 from deploy.upstreams import Hosts, OwnServers
@@ -42,51 +44,42 @@ _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _SECONDS = 0.2  # between two looks at the files
 
 
+@dataclass
 class Proxy:
-    """One nginx in the foreground, in a folder that goes with it.
+    """One nginx in the foreground, in a folder that goes with it."""
 
-    Args:
-        address: where it listens.
-        tokens: file of the callers' tokens.
-        upstream: the servers behind it.
-        links: files of certificates and keys, by their names in nginx's folder; without key.pem it speaks plain HTTP.
-        inside: a second address, only for the cluster itself.
-    """
-
-    def __init__(
-        self,
-        address: Address,
-        tokens: Path,
-        upstream: OwnServers | Hosts,
-        links: Mapping[str, Path],
-        inside: Address | None = None,
-    ) -> None:
-        self._address, self._tokens, self._inside, self._upstream = address, tokens, inside, upstream
-        self._links = links
-        self._told: tuple[dict[str, str], list[bytes]] | None = None
-        self._complaint = ""
+    address: Address
+    tokens: Path
+    """File of the callers' tokens."""
+    upstream: OwnServers | Hosts
+    links: Mapping[str, Path]
+    """Files of certificates and keys, by their names in nginx's folder; without key.pem it speaks plain HTTP."""
+    inside: Address | None = None
+    """A second address, only for the cluster itself."""
+    _told: tuple[dict[str, str], list[bytes]] | None = None
+    _complaint: str = ""
 
     def run(self) -> int:
         """Run until a signal or nginx itself ends it; the exit code.
 
         Raises:
-            ProxyError: a file cannot be read, or there is no nginx.
+            DeployError: a file cannot be read, or there is no nginx.
         """
         binary = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
         if not binary:
-            raise ProxyError("no nginx here; `apt-get install nginx-light`, or the like of another system, brings one")
-        if _listens(self._address):
-            raise ProxyError(f"{self._address}: another program listens there already")
+            raise DeployError("no nginx here; `apt-get install nginx-light`, or the like of another system, brings one")
+        if _listens(self.address):
+            raise DeployError(f"{self.address}: another program listens there already")
         os.umask(0o077)  # the files hold tokens and keys
         # Started by root, its processes run as nobody, and keep large bodies in folders of their own in there.
         folder = Path(tempfile.mkdtemp(prefix="cloudvid-proxy-"))
         folder.chmod(0o711)
         try:
             shutil.copy(ROOT / "deploy/nginx.conf", folder)
-            for name, target in self._links.items():
+            for name, target in self.links.items():
                 (folder / name).symlink_to(target.absolute())
-            if isinstance(self._upstream, Hosts):
-                self._upstream.watch()
+            if isinstance(self.upstream, Hosts):
+                self.upstream.watch()
             self._write(folder)
             command = [binary, "-e", "stderr", "-p", f"{folder}/", "-c", str(folder / "nginx.conf")]
             # It reopens its standard output by name, which only works with a pipe.
@@ -116,9 +109,9 @@ class Proxy:
                 if is_ending:
                     continue
                 if not is_announced:  # until it listens, a signal would end it
-                    if is_announced := _listens(self._address):
-                        scheme = "https" if "key.pem" in self._links else "http"
-                        print(f"proxy on {scheme}://{self._address} before {self._upstream}", flush=True)
+                    if is_announced := _listens(self.address):
+                        scheme = "https" if "key.pem" in self.links else "http"
+                        print(f"proxy on {scheme}://{self.address} before {self.upstream}", flush=True)
                 elif self._renew(folder):
                     nginx.send_signal(signal.SIGHUP)
         finally:
@@ -130,7 +123,7 @@ class Proxy:
         """Whether something changed that nginx was told; what cannot be read leaves things as they are."""
         try:
             has_changed, complaint = self._write(folder), ""
-        except ProxyError as error:
+        except DeployError as error:
             has_changed, complaint = False, str(error)
             if complaint != self._complaint:
                 print(f"error: {complaint}; what was known before stays in force", file=sys.stderr, flush=True)
@@ -141,15 +134,16 @@ class Proxy:
         """Write the files for nginx; False if neither they nor what lies behind the links has changed.
 
         Raises:
-            ProxyError: a file cannot be read.
+            DeployError: a file cannot be read.
         """
         try:
-            tokens = nginx_files.read_tokens(self._tokens)
-            linked = [target.read_bytes() for target in self._links.values()]
+            tokens = nginx_files.read_tokens(self.tokens)
+            linked = [target.read_bytes() for target in self.links.values()]
         except OSError as error:
-            raise ProxyError(f"{error.filename} cannot be read ({error.strerror})") from None
-        listen = {"address": self._address, "tls": "key.pem" in self._links, "inside": self._inside}
-        files = nginx_files.render(tokens=tokens, **listen, **self._upstream.values())
+            raise DeployError(f"{error.filename} cannot be read ({error.strerror})") from None
+        listen = {"address": self.address, "tls": "key.pem" in self.links, "inside": self.inside}
+        values = {"tokens": tokens, **listen, **self.upstream.values()}
+        files = {name: template.render(values) for name, template in nginx_files.TEMPLATES.items()}
         if (files, linked) == self._told:
             return False
         for name, text in files.items():
@@ -182,48 +176,48 @@ def _server(text: str) -> tuple[Address, Path] | None:
     address, _, key_file = text.partition("=")
     if not key_file:
         example = "127.0.0.1:8080=.run/key_file.json"
-        raise ProxyError(f"--t2i and --i2v must be ADDRESS=KEY_FILE, like {example}; got {text!r}")
+        raise DeployError(f"--t2i and --i2v must be ADDRESS=KEY_FILE, like {example}; got {text!r}")
     return Address.parse(address), Path(key_file).absolute()
-
-
-def _of_make_start() -> tuple[Address, Path]:
-    """The server that `make start` runs, or will."""
-    server = running_in(RUN_DIR)
-    return Address("127.0.0.1", server.port if server else 8080), RUN_DIR / "key_file.json"
 
 
 def _proxy(options: argparse.Namespace) -> Proxy:
     """The proxy that the command line means.
 
     Raises:
-        ProxyError: it cannot be like that.
+        DeployError: it cannot be like that.
     """
     address, inside = options.listen, options.inside
     own = {stage: server for stage in STAGES if (server := getattr(options, stage))}
     if not options.tokens:
-        raise ProxyError("no callers' tokens: give --tokens FILE, or CLOUDVID_TOKENS_FILE, with one token a line")
+        raise DeployError("no callers' tokens: give --tokens FILE, or CLOUDVID_TOKENS_FILE, with one token a line")
     if bool(options.cert) != bool(options.key):
-        raise ProxyError("--cert and --key go together")
+        raise DeployError("--cert and --key go together")
     links = {"certificate.pem": options.cert, "key.pem": options.key} if options.cert else {}
     upstream: OwnServers | Hosts
     if options.host:
         if own or inside:
-            raise ProxyError("--host goes without --t2i, --i2v and --inside, which are for a host's own proxy")
+            raise DeployError("--host goes without --t2i, --i2v and --inside, which are for a host's own proxy")
         links["ca.pem"] = options.ca or Path(certifi.where())
         upstream = Hosts(options.host, links["ca.pem"], options.host_name, options.tokens)
         if upstream.scheme == "http" and not (options.insecure_http or all(a.is_loopback for a in upstream.addresses)):
-            raise ProxyError("--host http:// would send tokens and pictures in the clear; https://, or --insecure-http")
+            raise DeployError(
+                "--host http:// would send tokens and pictures in the clear; https://, or --insecure-http"
+            )
     else:
-        servers = own or dict.fromkeys(STAGES, _of_make_start())
-        upstream = OwnServers(servers)
-        for mine, (taken, _) in product((address, inside), servers.values()):
+        if not own:  # the server that `make start` runs, or will
+            running = running_in(RUN_DIR)
+            own = dict.fromkeys(
+                STAGES, (Address("127.0.0.1", running.port if running else 8080), RUN_DIR / "key_file.json")
+            )
+        upstream = OwnServers(own)
+        for mine, (taken, _) in product((address, inside), own.values()):
             last = taken.port + PORTS - 1
             if mine and taken.port <= mine.port <= last and not mine.is_loopback:
-                raise ProxyError(f"{mine}: TorchServe has the ports {taken.port} to {last}; choose another")
+                raise DeployError(f"{mine}: TorchServe has the ports {taken.port} to {last}; choose another")
     if inside and inside.port == address.port:
-        raise ProxyError("--inside must have a port of its own")
+        raise DeployError("--inside must have a port of its own")
     if not (options.cert or address.is_loopback or options.insecure_http):
-        raise ProxyError(
+        raise DeployError(
             f"--listen {address} would take tokens and pictures in the clear: give --cert and --key, or, where what is"
             " before it speaks TLS, --insecure-http"
         )
@@ -237,18 +231,12 @@ def main() -> int:
         epilog="Without --t2i, --i2v and --host, nginx runs in front of the server that `make start` runs.",
     )
     add = parser.add_argument
-    default = "127.0.0.1:8443"
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+    default, tokens = "127.0.0.1:8443", os.environ.get("CLOUDVID_TOKENS_FILE") or None
     add("--listen", type=Address.parse, default=default, metavar="ADDRESS", help=f"default {default}")
-    tokens = os.environ.get("CLOUDVID_TOKENS_FILE") or None
-    add(
-        "--tokens",
-        type=Path,
-        default=tokens,
-        metavar="FILE",
-        help="the callers' tokens, one per line (CLOUDVID_TOKENS_FILE)",
-    )
-    add("--cert", type=Path, metavar="FILE", help="certificate for TLS, with its chain")
-    add("--key", type=Path, metavar="FILE", help="the certificate's key")
+    add("--tokens", **file, default=tokens, help="the callers' tokens, one per line (CLOUDVID_TOKENS_FILE)")
+    add("--cert", **file, help="certificate for TLS, with its chain")
+    add("--key", **file, help="the certificate's key")
     add(
         "--insecure-http",
         action="store_true",
@@ -263,16 +251,11 @@ def main() -> int:
         help="/ready, /live and /metrics without a token, plain HTTP",
     )
     add("--host", action="append", metavar="URL", help="the proxy of another host (repeatable)")
-    add(
-        "--ca",
-        type=Path,
-        metavar="FILE",
-        help="CA bundle that verifies the hosts' certificates (default: the public CAs)",
-    )
+    add("--ca", **file, help="CA bundle that verifies the hosts' certificates (default: the public CAs)")
     add("--host-name", default="cloudvid", metavar="NAME", help="name in the hosts' certificates (default: cloudvid)")
     try:
         return _proxy(parser.parse_args()).run()
-    except ProxyError as error:
+    except DeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
 

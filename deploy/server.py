@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloudvid_schema.processes import interrupts
-from deploy.archives import ROOT, STAGES, ArchiveError
-from deploy.java import JavaError, java_home
+from deploy import DeployError
+from deploy.archives import ROOT, STAGES
+from deploy.java import java_home
 from deploy.ports import PORTS
-from deploy.profiles import PROFILES, ModelsError, choose_models
-from deploy.torchserve import RUN_DIR, Server, ServerError, free_port, running_in
+from deploy.profiles import PROFILES, choose_models
+from deploy.torchserve import RUN_DIR, Server, free_port, running_in
 
 
 @contextlib.contextmanager
@@ -54,17 +55,17 @@ def _start(server: Server, model_store: Path) -> int:
 def _wait_until_it_listens(server: Server, process: subprocess.Popen[bytes]) -> None:
     for _ in range(600):
         if process.poll() is not None:
-            raise ServerError(server.last_words(process.returncode))
+            raise DeployError(server.last_words(process.returncode))
         if server.listens():
             return
         time.sleep(0.1)
-    raise ServerError(f"the server did not listen within 60 s; see {server.log}")
+    raise DeployError(f"the server did not listen within 60 s; see {server.log}")
 
 
 def _stop(run_dir: Path, port: int | None) -> int:
     server = running_in(run_dir)
     if server and port not in (None, server.port):
-        raise ServerError(f"the server in {run_dir} is on port {server.port}, not {port}")
+        raise DeployError(f"the server in {run_dir} is on port {server.port}, not {port}")
     print("stopped" if Server(run_dir, 0).stop() else "no server was running")
     return 0
 
@@ -90,7 +91,7 @@ def _with(server: Server, model_store: Path, command: list[str]) -> int:
                     return client.wait(timeout=0.5)
                 if process.poll() is not None:
                     client.terminate()
-                    raise ServerError(server.last_words(process.returncode))
+                    raise DeployError(server.last_words(process.returncode))
         except KeyboardInterrupt:
             # Ctrl-C has reached the client too, and it ends by itself; a SIGTERM to this process has not.
             for seconds in (2, 10):
@@ -153,7 +154,7 @@ def main() -> int:
             return _once(port, stages, options.model_store, client)
         server = Server(options.run_dir.absolute(), port, stages)
         return (_start if options.action == "start" else _serve)(server, options.model_store)
-    except (ServerError, ArchiveError, JavaError, ModelsError) as error:
+    except DeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:

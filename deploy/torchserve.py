@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from cloudvid_schema.processes import taken_ports
+from deploy import DeployError
 from deploy.archives import ROOT, STAGES, check
 from deploy.java import java_home
 from deploy.ports import PORTS
@@ -38,17 +39,13 @@ _SOCKET_PATH = 100  # bytes; Linux allows 108 for a Unix socket, including `/.ts
 _FOREIGN = re.compile(r"^(TS_|PYTHONPATH$|LOG_LOCATION$|METRICS_LOCATION$|TEMP$|TMP$)")
 
 
-class ServerError(RuntimeError):
-    """The server cannot be started or stopped; the message says why and what to do."""
-
-
 def free_port() -> int:
     """A port that is free together with the five above it."""
     # Below the range from which the kernel takes ports for outgoing connections.
     for port in random.sample(range(20_000, 32_000, 10), 200):
         if not taken_ports(range(port, port + PORTS)):
             return port
-    raise ServerError("there are no six consecutive free ports on 127.0.0.1")
+    raise DeployError("there are no six consecutive free ports on 127.0.0.1")
 
 
 @dataclass(frozen=True)
@@ -79,18 +76,17 @@ class Server:
         """Start TorchServe, with the exporter beside it, in a process group of its own.
 
         Raises:
-            ArchiveError: an archive is missing or has changed.
-            JavaError: there is no Java.
-            ServerError: a port is in use, or a server runs in this folder already.
+            DeployError: an archive is missing or has changed, there is no Java, a port is in use, or a server runs in
+                this folder already.
         """
         if running := running_in(self.run_dir):
-            raise ServerError(f"a server is already running on {running.url} (stop it with `make stop`)")
+            raise DeployError(f"a server is already running on {running.url} (stop it with `make stop`)")
         for stage in self.stages:
             check(stage, model_store)
         ports = range(self.port, self.port + PORTS)
         if taken := taken_ports(ports):
             span = f"{ports[0]} to {ports[-1]}"
-            raise ServerError(f"port {taken[0]} is in use, of {span}; choose others with PORT= (--port)")
+            raise DeployError(f"port {taken[0]} is in use, of {span}; choose others with PORT= (--port)")
         java = java_home()
         self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for old in ("key_file.json", "server.json"):
@@ -101,27 +97,24 @@ class Server:
         command += ["--no-config-snapshots", "--ts-config", str(ROOT / "config.properties")]
         command += ["--model-store", str(model_store.resolve())]
         command += ["--models", *(f"{stage}={stage}.mar" for stage in self.stages)]
-        signals: list[int] = []
+        with signals_kept() as signals:  # delivered too early, one would leave a server that cannot be found
+            process = subprocess.Popen(
+                command,
+                cwd=self.run_dir,
+                env=self._environment(java),
+                stdin=subprocess.DEVNULL,
+                stdout=None if foreground else self.log.open("wb"),
+                stderr=None if foreground else subprocess.STDOUT,
+                start_new_session=True,
+                umask=0o077,  # TorchServe writes the key file before it restricts its mode
+            )
+            self.pid_file.write_text(json.dumps({"pid": process.pid, "port": self.port}))
         try:
-            with signals_kept() as signals:  # delivered too early, one would leave a server that cannot be found
-                process = subprocess.Popen(
-                    command,
-                    cwd=self.run_dir,
-                    env=self._environment(java),
-                    stdin=subprocess.DEVNULL,
-                    stdout=None if foreground else self.log.open("wb"),
-                    stderr=None if foreground else subprocess.STDOUT,
-                    start_new_session=True,
-                    umask=0o077,  # TorchServe writes the key file before it restricts its mode
-                )
-                self.pid_file.write_text(json.dumps({"pid": process.pid, "port": self.port}))
-        finally:
-            try:
-                for number in signals:
-                    signal.raise_signal(number)
-            except BaseException:  # the interrupt that a signal became: no caller has the server yet
-                self.stop()
-                raise
+            for number in signals:
+                signal.raise_signal(number)
+        except BaseException:  # the interrupt that a signal became: no caller has the server yet
+            self.stop()
+            raise
         return process
 
     def _environment(self, java: Path) -> dict[str, str]:

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from deploy import nginx_files
+from deploy import DeployError, nginx_files
 from deploy.archives import STAGES
-from deploy.nginx_files import Address, ProxyError
+from deploy.nginx_files import Address
 from deploy.ports import EXPORTER
 from deploy.renewal import current
 
@@ -35,7 +35,7 @@ class OwnServers:
         self._servers = servers
         for stage, (address, _) in servers.items():
             if not address.is_loopback:
-                raise ProxyError(f"--{stage}: TorchServe must be on this host's loopback, got {address}")
+                raise DeployError(f"--{stage}: TorchServe must be on this host's loopback, got {address}")
 
     def values(self) -> dict[str, object]:
         """What the templates need to know of them. A stage whose server has no keys now is answered with 503."""
@@ -69,7 +69,7 @@ class Hosts:
         parts = [urlsplit(url) for url in urls]
         self.scheme = parts[0].scheme
         if any(part.scheme != self.scheme for part in parts) or self.scheme not in ("http", "https"):
-            raise ProxyError("--host must be https://ADDRESS:PORT, or http:// for every one of them")
+            raise DeployError("--host must be https://ADDRESS:PORT, or http:// for every one of them")
         self.addresses = [Address.parse(part.netloc) for part in parts]
         self._authority, self._name, self._tokens = authority, name, tokens
         self._states: dict[tuple[Address, str], int] = {}
@@ -115,7 +115,7 @@ class Hosts:
             with urllib3.PoolManager(timeout=_ANSWER_SECONDS, retries=False, **tls) as pool:
                 url = f"{self.scheme}://{address}/ready?stage={stage}"
                 return pool.request("GET", url, headers={"Authorization": f"Bearer {token}"}, redirect=False).status
-        except (OSError, urllib3.exceptions.HTTPError, ProxyError):
+        except (OSError, urllib3.exceptions.HTTPError, DeployError):
             return 0
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from cloudvid_stages import weights
 from cloudvid_stages.digests import check_list, files_of, write_list
 from cloudvid_stages.settings import SettingsError
 from cloudvid_stages.text_to_image import TextToImage
-from deploy.archives import ArchiveError
+from deploy import DeployError
 from deploy.torchserve import Server, free_port
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -141,7 +141,7 @@ def test_a_changed_archive_starts_no_server(fault, tmp_path, model_store):
     else:
         (store / "SHA256SUMS").unlink()
     server = Server(tmp_path / "run", free_port())
-    with pytest.raises(ArchiveError, match=r"\.mar has changed since it was built"):
+    with pytest.raises(DeployError, match=r"\.mar has changed since it was built"):
         server.spawn(store)
     assert not server.run_dir.exists()
     done = subprocess.run(

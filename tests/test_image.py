@@ -192,7 +192,7 @@ def understood(command, monkeypatch, tmp_path):
         (tmp_path / name).write_text("")
     arguments = [word.replace("/run/secrets", str(tmp_path)) for word in command[1:]]
     seen = []
-    monkeypatch.setattr(proxy.Proxy, "run", lambda self: seen.append(str(self._upstream)) or 0)
+    monkeypatch.setattr(proxy.Proxy, "run", lambda self: seen.append(str(self.upstream)) or 0)
     monkeypatch.setattr(sys, "argv", ["proxy.py", "--listen", "0.0.0.0:8443", *arguments])
     monkeypatch.setenv("CLOUDVID_TOKENS_FILE", str(tmp_path / "tokens"))
     assert proxy.main() == 0

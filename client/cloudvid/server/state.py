@@ -3,15 +3,13 @@
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, Field, computed_field
 
 from cloudvid_schema.protocol import Description, Stage
 
 
-class Worker(BaseModel):
+class Worker(BaseModel, frozen=True):
     """A process that serves a stage."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     state: Literal["ready", "loading", "dead"]
@@ -27,10 +25,8 @@ class Worker(BaseModel):
     """Bytes in use on its GPU, by all processes."""
 
 
-class StageStatus(BaseModel):
+class StageStatus(BaseModel, frozen=True):
     """The state of a stage at one moment."""
-
-    model_config = ConfigDict(frozen=True)
 
     stage: Stage
     server: str
