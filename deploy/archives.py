@@ -15,12 +15,10 @@ from pathlib import Path
 
 from cloudvid_schema import __version__
 from cloudvid_schema.files import sha256, write_file
-from deploy import DeployError
+from deploy import ROOT, STAGES, DeployError
 
-ROOT = Path(__file__).resolve().parent.parent
 LIST = "SHA256SUMS"
 """In the model store: the archives' digests in the format of `sha256sum -c`."""
-STAGES = ("t2i", "i2v")
 _PACKAGES = ("client/cloudvid_schema", "handlers/cloudvid_serving", "handlers/cloudvid_stages")
 
 

@@ -28,9 +28,7 @@ from typing import NoReturn
 from cloudvid.batch.scenes import read_scenes
 from cloudvid.endpoints.errors import CloudVidError
 from cloudvid_schema.processes import interrupts
-from deploy import DeployError
-from deploy.archives import ROOT, STAGES
-from deploy.ports import EXPORTER
+from deploy import EXPORTER, ROOT, STAGES, DeployError
 from deploy.profiles import PROFILES, choose_models
 
 _INPUT, _OUTPUT, _MODELS, _RUN = (ROOT / name for name in ("input_data", "output_data", "models", ".run"))

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from cloudvid.server.doctor import GIGABYTE, Finding, examine, free_disk
 from cloudvid_schema.protocol import Stage
-from deploy import DeployError, archives, java
-from deploy.archives import ROOT
+from deploy import ROOT, DeployError, archives, java
 
 _REAL_MEMORY = 8 * GIGABYTE  # the default models take 2.6 and 4.5 GB in half precision, twice as much on a CPU
 _REAL_WEIGHTS = 10 * GIGABYTE

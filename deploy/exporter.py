@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from cloudvid_schema.processes import end_with
-from deploy.ports import EXPORTER, MANAGEMENT, METRICS
+from deploy import EXPORTER, MANAGEMENT, METRICS
 from deploy.renewal import Renewal, current, get
 
 GRACE_SECONDS = 60.0

@@ -27,7 +27,7 @@ class Java:
     def version(self) -> str:
         """Empty if it does not run."""
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            command = [self.home / "bin/java", "-version"]
+            command = (self.home / "bin/java", "-version")
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
             if match := re.search(r'version "(\d[^"]*)"', done.stderr):
                 return match[1]

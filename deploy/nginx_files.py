@@ -59,14 +59,16 @@ def read_tokens(path: Path) -> list[str]:
         DeployError: one is no token, or there is none.
         OSError: it cannot be read.
     """
-    text = path.read_text(errors="replace")
-    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), start=1)}
-    tokens = {number: line for number, line in lines.items() if line and not line.startswith("#")}
-    for number, token in tokens.items():
+    tokens = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        token = line.strip()
+        if not token or token.startswith("#"):
+            continue
         if not _TOKEN.fullmatch(token):
             raise DeployError(
                 f"{path}, line {number}: a token must have 16 or more of A-Z a-z 0-9 . _ ~ + / - (and = at its end)"
             )
+        tokens.append(token)
     if not tokens:
         raise DeployError(f"{path} holds no token")
-    return list(tokens.values())
+    return tokens

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloudvid_schema.files import sha256
-from deploy import DeployError
-from deploy.archives import ROOT, STAGES
+from deploy import ROOT, STAGES, DeployError
 
 DEMO = ROOT / "demo/models"
 PROFILES = ("auto", "demo", "real", "tiny")

@@ -33,10 +33,8 @@ from typing import Any
 import certifi
 
 from cloudvid_schema.files import write_file
-from deploy import DeployError, nginx_files
-from deploy.archives import ROOT, STAGES
+from deploy import PORTS, ROOT, STAGES, DeployError, nginx_files
 from deploy.nginx_files import Address
-from deploy.ports import PORTS
 from deploy.torchserve import RUN_DIR, running_in, signals_kept
 from deploy.upstreams import Hosts, OwnServers
 
@@ -115,9 +113,8 @@ class Proxy:
                 elif self._renew(folder):
                     nginx.send_signal(signal.SIGHUP)
         finally:
-            if nginx.poll() is None:
-                nginx.terminate()
-                nginx.wait()
+            nginx.terminate()
+            nginx.wait()
 
     def _renew(self, folder: Path) -> bool:
         """Whether something changed that nginx was told; what cannot be read leaves things as they are."""
@@ -199,10 +196,10 @@ def _proxy(options: argparse.Namespace) -> Proxy:
             raise DeployError("--host goes without --t2i, --i2v and --inside, which are for a host's own proxy")
         links["ca.pem"] = options.ca or Path(certifi.where())
         upstream = Hosts(options.host, links["ca.pem"], options.host_name, options.tokens)
-        if upstream.scheme == "http" and not (options.insecure_http or all(a.is_loopback for a in upstream.addresses)):
-            raise DeployError(
-                "--host http:// would send tokens and pictures in the clear; https://, or --insecure-http"
-            )
+        is_private = upstream.scheme == "https" or all(address.is_loopback for address in upstream.addresses)
+        if not (is_private or options.insecure_http):
+            text = "--host http:// would send tokens and pictures in the clear; https://, or --insecure-http"
+            raise DeployError(text)
     else:
         if not own:  # the server that `make start` runs, or will
             running = running_in(RUN_DIR)

@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloudvid_schema.processes import interrupts
-from deploy import DeployError
-from deploy.archives import ROOT, STAGES
+from deploy import PORTS, ROOT, STAGES, DeployError
 from deploy.java import java_home
-from deploy.ports import PORTS
 from deploy.profiles import PROFILES, choose_models
 from deploy.torchserve import RUN_DIR, Server, free_port, running_in
 
@@ -62,17 +60,11 @@ def _wait_until_it_listens(server: Server, process: subprocess.Popen[bytes]) -> 
     raise DeployError(f"the server did not listen within 60 s; see {server.log}")
 
 
-def _stop(run_dir: Path, port: int | None) -> int:
+def _stop(run_dir: Path, port: int | None) -> str:
     server = running_in(run_dir)
     if server and port not in (None, server.port):
         raise DeployError(f"the server in {run_dir} is on port {server.port}, not {port}")
-    print("stopped" if Server(run_dir, 0).stop() else "no server was running")
-    return 0
-
-
-def _serve(server: Server, model_store: Path) -> int:
-    with running(server, model_store, foreground=True) as process:
-        return process.wait()
+    return "stopped" if Server(run_dir, 0).stop() else "no server was running"
 
 
 def _with(server: Server, model_store: Path, command: list[str]) -> int:
@@ -142,18 +134,19 @@ def main() -> int:
     if bool(client) != (options.action == "with"):
         parser.error("`with` needs `-- COMMAND`, which runs while the server runs; the other actions take none")
     try:
-        if options.action == "java":
-            print(java_home())
+        if options.action in ("java", "stop"):
+            print(java_home() if options.action == "java" else _stop(options.run_dir.absolute(), options.port))
             return 0
-        if options.action == "stop":
-            return _stop(options.run_dir.absolute(), options.port)
         stages = tuple(stage for stage in STAGES if stage in (options.stage or STAGES))
         os.environ.update(choose_models(options.profile, stages))
         port = options.port or (free_port() if options.action == "with" else 8080)
         if options.action == "with":
             return _once(port, stages, options.model_store, client)
         server = Server(options.run_dir.absolute(), port, stages)
-        return (_start if options.action == "start" else _serve)(server, options.model_store)
+        if options.action == "start":
+            return _start(server, options.model_store)
+        with running(server, options.model_store, foreground=True) as process:
+            return process.wait()
     except DeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3

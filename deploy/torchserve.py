@@ -24,10 +24,9 @@ from pathlib import Path
 import psutil
 
 from cloudvid_schema.processes import taken_ports
-from deploy import DeployError
-from deploy.archives import ROOT, STAGES, check
+from deploy import PORTS, ROOT, STAGES, DeployError
+from deploy.archives import check
 from deploy.java import java_home
-from deploy.ports import PORTS
 
 RUN_DIR = ROOT / ".run"
 """The run folder of `make start`."""

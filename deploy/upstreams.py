@@ -11,10 +11,8 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from deploy import DeployError, nginx_files
-from deploy.archives import STAGES
+from deploy import EXPORTER, STAGES, DeployError, nginx_files
 from deploy.nginx_files import Address
-from deploy.ports import EXPORTER
 from deploy.renewal import current
 
 _ASK_SECONDS = 2.0

@@ -335,7 +335,7 @@ def test_a_client_closes_its_connections():
             closed.append(self)
 
     with Client("http://server:1", token="t", session=(session := Session())) as client:
-        assert client.server.has_token
+        assert client.server.connection.credentials.token
         assert closed == []
     assert closed == [session]
 

@@ -19,7 +19,7 @@ from demo.sheets import PROMPTS
 from demo.training import autoencoders, text_to_image
 from demo.training.loop import Batches, Interrupted, Plan, train
 from demo.training.parts import is_finished, load_part
-from deploy import profiles
+from deploy import DeployError, profiles
 from support import ROOT
 
 MODELS = {stage: ROOT / f"demo/models/cloudvid-demo-{stage}" for stage in ("t2i", "i2v")}
@@ -36,7 +36,7 @@ def test_the_demo_models_serve_where_there_is_no_gpu(profile, monkeypatch):
 
 def test_a_checkout_without_the_models_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(profiles, "DEMO", tmp_path)
-    with pytest.raises(profiles.ModelsError, match=f"no model in {tmp_path}/cloudvid-demo-t2i.*make demo-models"):
+    with pytest.raises(DeployError, match=f"no model in {tmp_path}/cloudvid-demo-t2i.*make demo-models"):
         profiles.choose_models("demo", ["t2i"])
 
 

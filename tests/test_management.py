@@ -105,13 +105,14 @@ def test_what_a_worker_said_is_forgotten_once_other_processes_serve():
         assert client.status(T2I).description is None
 
 
-def management(server, processes, run_dir):
+def management(server, processes, run_dir, monkeypatch):
     """One on the machine of the server that has this folder, with these processes, of a kilobyte each."""
     keys = {kind: {"key": "t"} for kind in ("management", "inference", "API")}
     (run_dir / "key_file.json").write_text(json.dumps(keys))
     connection = Connection(plain_session(), Credentials(None, run_dir / "key_file.json", True))
     urls = dict.fromkeys(Stage, server.url)
-    return Server(connection, urls, urls, resident=lambda pid: 1024 if pid in processes else None)
+    monkeypatch.setattr("cloudvid.server.server.resident_bytes", lambda pid: 1024 if pid in processes else None)
+    return Server(connection, urls, urls)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +125,14 @@ def management(server, processes, run_dir):
     ],
     ids=["died while it loaded", "loads", "died just now", "another machine's, or a container's, numbers"],
 )
-def test_a_worker_without_a_process_is_dead(processes, states, tmp_path):
+def test_a_worker_without_a_process_is_dead(processes, states, tmp_path, monkeypatch):
     fake = Fake()
     fake.workers["t2i"] = [worker(9000), worker(9002, "UNLOADING"), worker(9003, "UNLOADING", pid=-1)]
     with fake_server(fake) as server:
         if processes:
             first_port = int(server.url.rpartition(":")[2]) - 1
             (tmp_path / "server.json").write_text(json.dumps({"pid": os.getpid(), "port": first_port}))
-        seen = management(server, processes, tmp_path).manage(T2I)
+        seen = management(server, processes, tmp_path, monkeypatch).manage(T2I)
     assert [each.state for each in seen.workers] == states
     assert [each.memory for each in seen.workers] == [1024 if each.pid in processes else None for each in seen.workers]
 
@@ -155,4 +156,4 @@ def test_each_stages_own_server_is_asked_where_they_live_apart():
         both = Server(connection, urls, urls)
         assert (both.manage(T2I).ready, both.manage(I2V).ready) == (2, 3)
     client = Client(t2i_url="http://a:8080", i2v_url="http://b:9090", token="t")
-    assert client.server._management == {T2I: "http://a:8081", I2V: "http://b:9091"}
+    assert client.server.management == {T2I: "http://a:8081", I2V: "http://b:9091"}

@@ -52,18 +52,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Place:
-    """The machine, the server, and the folder that cloudvid was started in."""
+    """What is examined: the server, and the folder that cloudvid was started in."""
 
     server: Server
     output_dir: Path = Path("output")
     folder: Path = field(default_factory=Path.cwd)
-    python: tuple[int, ...] = tuple(sys.version_info[:3])
 
 
-def python(place: Place) -> Iterator[Finding]:
+def python(_: Place) -> Iterator[Finding]:
     """The interpreter that runs cloudvid."""
-    version = ".".join(map(str, place.python))
-    if place.python[:2] >= _PYTHON:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= _PYTHON:
         yield Finding("python", "ok", f"Python {version}")
     else:
         found = f"Python {version}: CloudVid needs Python 3.11 or newer"
@@ -156,7 +155,7 @@ def key(place: Place) -> Iterator[Finding]:
     """The credentials that cloudvid would send."""
     path = place.server.key_file
     if path is None:
-        if place.server.has_token:
+        if place.server.connection.credentials.token is not None:
             yield Finding("key", "ok", "a token was given")
         else:
             remedy = "start the server in this folder, or give its key with --key-file or --token"

@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from cloudvid.endpoints import errors
@@ -29,34 +31,24 @@ _UNHEALTHY_SECONDS = 20.0  # a worker that died is back sooner; one that cannot 
 _POLL_SECONDS = 0.5
 
 
+@dataclass(eq=False)
 class Server:
-    """The model servers behind the two endpoints; usually both are the same one.
+    """The model servers behind the two endpoints; usually both are the same one."""
 
-    Args:
-        urls: address of each stage's endpoint.
-        management: address of each stage's management API.
-        clock: monotonic seconds.
-        resident: resident bytes of a process on this machine, None if there is no such process.
-    """
+    connection: Connection
+    urls: Mapping[Stage, str]
+    """Address of each stage's endpoint."""
+    management: Mapping[Stage, str]
+    """Address of each stage's management API."""
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    _questions: dict[Stage, "_Question"] = field(default_factory=dict, init=False)
+    _answered: dict[Stage, "_Question"] = field(default_factory=dict, init=False)
 
-    def __init__(
-        self,
-        connection: Connection,
-        urls: Mapping[Stage, str],
-        management: Mapping[Stage, str],
-        *,
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-        resident: Callable[[int], int | None] = resident_bytes,
-    ) -> None:
-        self.urls, self.sleep, self.clock = urls, sleep, clock
-        self._connection, self._management, self._resident = connection, management, resident
-        self.key_file = connection.credentials.key_file
+    @property
+    def key_file(self) -> Path | None:
         """TorchServe's key file, if one is used."""
-        self.has_token = connection.credentials.token is not None
-        """Whether a fixed token is used."""
-        self._questions: dict[Stage, _Question] = {}
-        self._answered: dict[Stage, _Question] = {}
+        return self.connection.credentials.key_file
 
     def ping(self, stage: Stage) -> int:
         """HTTP status of `/ping` at a stage's server: 200 even while workers load or if there are none, 500 once a
@@ -67,7 +59,7 @@ class Server:
         """
         # The stage tells a proxy with two servers behind it which one is meant. If only the path decides, it is a 404.
         for query in ({"stage": stage}, {}):
-            with self._connection.call("GET", f"{self.urls[stage]}/ping", "inference", params=query) as response:
+            with self.connection.call("GET", f"{self.urls[stage]}/ping", "inference", params=query) as response:
                 status = response.status_code
             if status != 404:
                 break
@@ -103,10 +95,10 @@ class Server:
             Unauthorized: the key is refused or missing.
             NotReady: the server does not have the stage's model.
         """
-        with self._connection.call("GET", self._model_url(stage), "management") as response:
+        with self.connection.call("GET", self._model_url(stage), "management") as response:
             self._check(stage, response.status_code, response.content)
             try:
-                seen = read_status(stage, self._management[stage], response.json()[0])
+                seen = read_status(stage, self.management[stage], response.json()[0])
             except (ValueError, LookupError, TypeError):
                 text = f"{self._model_url(stage)} is not a management API of TorchServe"
                 raise errors.Unreachable(text) from None
@@ -214,7 +206,7 @@ class Server:
             ServerUnavailable: the management API cannot be asked, or TorchServe refuses.
         """
         query = {"min_worker": least, "max_worker": most}
-        with self._connection.call("PUT", self._model_url(stage), "management", params=query) as response:
+        with self.connection.call("PUT", self._model_url(stage), "management", params=query) as response:
             self._check(stage, response.status_code, response.content)
 
     def _behind_proxy(self, stage: Stage) -> StageStatus:
@@ -222,7 +214,7 @@ class Server:
         url = f"{self.urls[stage]}/ready"
         unknown = StageStatus(stage=stage, server=self.urls[stage], counted_by="nothing")
         try:
-            with self._connection.call("GET", url, "inference", params={"stage": stage}) as response:
+            with self.connection.call("GET", url, "inference", params={"stage": stage}) as response:
                 counts = {name: int(count) for name, count in response.json()["stages"][stage]["workers"].items()}
                 ready = counts["READY"]
         except (errors.CloudVidError, ValueError, LookupError, TypeError, AttributeError):
@@ -232,21 +224,21 @@ class Server:
         return unknown.model_copy(update={"counted_by": "proxy", "workers": workers})
 
     def _model_url(self, stage: Stage) -> str:
-        return f"{self._management[stage]}/models/{stage}"
+        return f"{self.management[stage]}/models/{stage}"
 
     def _check(self, stage: Stage, status: int, content: bytes) -> None:
         if status in (200, 202):
             return
         body = error_body(status, content)
         if status == 404:
-            raise errors.NotReady(f"{self._management[stage]} has no model {stage}", body)
+            raise errors.NotReady(f"{self.management[stage]} has no model {stage}", body)
         text = f"{self._model_url(stage)} answers {status} {plain(body.type)}: {plain(body.message)}"
         raise errors.Unreachable(text, body)
 
     def _ask(self, stage: Stage, timeout: float) -> Description | None:
         url = f"{self._model_url(stage)}?customized=true"
         try:
-            with self._connection.call("GET", url, "management", timeout=(CONNECT_SECONDS, timeout)) as response:
+            with self.connection.call("GET", url, "management", timeout=(CONNECT_SECONDS, timeout)) as response:
                 return Description.model_validate(response.json()[0]["customizedMetadata"])
         except (errors.CloudVidError, ValueError, LookupError, TypeError):
             return None
@@ -262,7 +254,7 @@ class Server:
         """A worker on this machine as it really is: TorchServe notices deaths late, and then measures no memory."""
         if worker.pid is None:
             return worker
-        size = self._resident(worker.pid)
+        size = resident_bytes(worker.pid)
         return worker.model_copy(update={"state": "dead", "memory": None} if size is None else {"memory": size})
 
 
