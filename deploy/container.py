@@ -87,11 +87,7 @@ def _whole_job(options: list[str]) -> int:
 
 
 def _render(arguments: list[str]) -> int:
-    """Render one scene file after the other; the worst exit code, of CODE and theirs.
-
-    Args:
-        arguments: CODE [OPTION...] -- FILE...
-    """
+    """`CODE [OPTION...] -- FILE...`: render one file after the other; the worst exit code, of CODE and theirs."""
     cut = arguments.index("--")
     code, options, files = int(arguments[0]), arguments[1:cut], arguments[cut + 1 :]
     for number, file in enumerate(map(Path, files), start=1):
@@ -129,19 +125,11 @@ def _serve(arguments: list[str]) -> NoReturn:
     parser.add_argument("stage", nargs="?", choices=STAGES)
     parser.add_argument("--run-dir", type=Path, default=_RUN)
     options, others = parser.parse_known_args(arguments)
-    _keep_apart(options.run_dir)
-    stage = ["--stage", options.stage] if options.stage else []
-    run_dir = ["--run-dir", str(options.run_dir)]
-    _exec([*_PYTHON, "deploy.server", "serve", *stage, "--profile", _profile(), *run_dir, *others])
-
-
-def _keep_apart(run_dir: Path) -> None:
-    """Leave the run folder to the keys: it may be a small volume in memory, shared with the proxy.
-
-    TorchServe's logs grow to gigabytes, and its workers write each clip to a file.
-    """
+    run_dir = options.run_dir
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     _check_writable(run_dir)
+    # The run folder is left to the keys: it may be a small volume in memory, shared with the proxy. TorchServe's logs
+    # grow to gigabytes, and its workers write each clip to a file.
     apart = Path(tempfile.mkdtemp(prefix="cloudvid-"))
     for name in ("logs", "tmp"):
         link = run_dir / name
@@ -150,6 +138,8 @@ def _keep_apart(run_dir: Path) -> None:
         if not link.exists():
             (apart / name).mkdir(mode=0o700)
             link.symlink_to(apart / name)
+    stage = ["--stage", options.stage] if options.stage else []
+    _exec([*_PYTHON, "deploy.server", "serve", *stage, "--profile", _profile(), "--run-dir", str(run_dir), *others])
 
 
 def _weights(arguments: list[str]) -> int:

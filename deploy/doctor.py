@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -78,20 +78,14 @@ def _driver() -> Finding:
     return Finding("driver", "problem", "nvidia-smi sees no GPU", remedy)
 
 
-def available_memory(root: Path = Path("/")) -> int:
-    """Bytes of memory that are available: the machine's, or what is left of a container's limit."""
+def memory(root: Path = Path("/")) -> Iterator[Finding]:
+    """Available memory: the machine's, or what is left of a container's limit."""
     import psutil
 
-    sizes = [psutil.virtual_memory().available]
+    size = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # there is no limit
         group = root / "sys/fs/cgroup"
-        sizes.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(sizes)
-
-
-def memory(available: Callable[[], int] = available_memory) -> Iterator[Finding]:
-    """Available memory."""
-    size = available()
+        size = min(size, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     found = f"{size / GIGABYTE:.1f} GB of memory are available"
     if size < GIGABYTE / 2:
         yield Finding("memory", "problem", found, "close other programs: a worker without memory is killed")

@@ -79,24 +79,23 @@ class Exporter:
         return _error(503, "ServiceUnavailableException", f"TorchServe {what}, for {for_seconds:.0f} s: restart it")
 
     def _metrics(self) -> Answer:
-        states = {stage: state for stage in self._stages if (state := self._state(stage))}
+        pending, workers = [], []
+        for stage in self._stages:
+            if state := self._state(stage):
+                pending.append(f'cloudvid_pending_requests{{stage="{stage}"}} {state["pending_requests"]}')
+                for status, count in state["workers"].items():
+                    workers.append(f'cloudvid_workers{{stage="{stage}",status="{status}"}} {count}')
         lines = [
             "# HELP cloudvid_pending_requests Requests that wait for a worker.",
             "# TYPE cloudvid_pending_requests gauge",
-            *(
-                f'cloudvid_pending_requests{{stage="{stage}"}} {state["pending_requests"]}'
-                for stage, state in states.items()
-            ),
+            *pending,
             "# HELP cloudvid_workers Worker processes by TorchServe's status.",
             "# TYPE cloudvid_workers gauge",
-            *(
-                f'cloudvid_workers{{stage="{stage}",status="{status}"}} {count}'
-                for stage, state in states.items()
-                for status, count in state["workers"].items()
-            ),
+            *workers,
+            "",
         ]
-        status, own = get(self._port + METRICS, "/metrics")
-        text = "\n".join([*lines, ""]).encode() + (own if status == 200 else b"")
+        code, own = get(self._port + METRICS, "/metrics")
+        text = "\n".join(lines).encode() + (own if code == 200 else b"")
         return 200, "text/plain; version=0.0.4; charset=utf-8", text
 
     def _state(self, stage: str) -> dict[str, Any] | None:

@@ -26,7 +26,6 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
     Args:
         profile: `real` fetches what the archives' YAML names, `demo` takes the pair that lies in this repository,
             `tiny` makes small random ones, and `auto` is `real` where torch sees a CUDA GPU, else `demo`.
-        stages: whose models.
 
     Raises:
         DeployError: the weights cannot be downloaded or made.
@@ -42,9 +41,8 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
     # The workers start in another folder than this one.
     folders = {stage: model.absolute() for stage, model in chosen.items() if model.is_dir()}
     if profile in _NOTES and unnamed:
-        toys = DEMO
-        if profile == "tiny":  # a folder for every version of the code that makes them
-            toys = ROOT / f"models/tiny-{sha256(ROOT / 'demo/tiny.py')[:8]}"
+        # Of the tiny ones a folder for every version of the code that makes them.
+        toys = DEMO if profile == "demo" else ROOT / f"models/tiny-{sha256(ROOT / 'demo/tiny.py')[:8]}"
         found = {stage: toys / f"cloudvid-{profile}-{stage}" for stage in unnamed}
         missing = [str(folder) for folder in found.values() if not (folder / "model_index.json").is_file()]
         if missing and profile == "demo":

@@ -196,18 +196,19 @@ def _proxy(options: argparse.Namespace) -> Proxy:
             raise DeployError("--host goes without --t2i, --i2v and --inside, which are for a host's own proxy")
         links["ca.pem"] = options.ca or Path(certifi.where())
         upstream = Hosts(options.host, links["ca.pem"], options.host_name, options.tokens)
-        is_private = upstream.scheme == "https" or all(address.is_loopback for address in upstream.addresses)
+        is_private = upstream.scheme == "https" or all(host.is_loopback for host in upstream.addresses)
         if not (is_private or options.insecure_http):
             text = "--host http:// would send tokens and pictures in the clear; https://, or --insecure-http"
             raise DeployError(text)
     else:
         if not own:  # the server that `make start` runs, or will
             running = running_in(RUN_DIR)
-            own = dict.fromkeys(
-                STAGES, (Address("127.0.0.1", running.port if running else 8080), RUN_DIR / "key_file.json")
-            )
+            both = Address("127.0.0.1", running.port if running else 8080)
+            own = dict.fromkeys(STAGES, (both, RUN_DIR / "key_file.json"))
         upstream = OwnServers(own)
-        for mine, (taken, _) in product((address, inside), own.values()):
+        for (stage, (taken, _)), mine in product(own.items(), (address, inside)):
+            if not taken.is_loopback:
+                raise DeployError(f"--{stage}: TorchServe must be on this host's loopback, got {taken}")
             last = taken.port + PORTS - 1
             if mine and taken.port <= mine.port <= last and not mine.is_loopback:
                 raise DeployError(f"{mine}: TorchServe has the ports {taken.port} to {last}; choose another")

@@ -39,7 +39,14 @@ def _start(server: Server, model_store: Path) -> int:
     with interrupts():
         process = server.spawn(model_store)
         try:
-            _wait_until_it_listens(server, process)
+            for _ in range(600):
+                if process.poll() is not None:
+                    raise DeployError(server.last_words(process.returncode))
+                if server.listens():
+                    break
+                time.sleep(0.1)
+            else:
+                raise DeployError(f"the server did not listen within 60 s; see {server.log}")
         except BaseException:  # Ctrl-C included
             server.stop()
             raise
@@ -48,16 +55,6 @@ def _start(server: Server, model_store: Path) -> int:
         wait += f" --server {server.url} --key-file {shlex.quote(str(server.run_dir / 'key_file.json'))}"
     print(f"server on {server.url}, log {server.log} (the models are loading: `{wait}` waits for them)")
     return 0
-
-
-def _wait_until_it_listens(server: Server, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            raise DeployError(server.last_words(process.returncode))
-        if server.listens():
-            return
-        time.sleep(0.1)
-    raise DeployError(f"the server did not listen within 60 s; see {server.log}")
 
 
 def _stop(run_dir: Path, port: int | None) -> str:
@@ -69,8 +66,8 @@ def _stop(run_dir: Path, port: int | None) -> str:
 
 def _with(server: Server, model_store: Path, command: list[str]) -> int:
     """Run a client while the server runs; if the server ends by itself, so does the client."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDVID_")}
-    environment = kept | {
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("CLOUDVID_")},
         "CLOUDVID_SERVER": server.url,
         "CLOUDVID_MANAGEMENT": f"http://127.0.0.1:{server.port + 1}",
         "CLOUDVID_KEY_FILE": str(server.run_dir.resolve() / "key_file.json"),

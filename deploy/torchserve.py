@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,12 +117,11 @@ class Server:
         return process
 
     def _environment(self, java: Path) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
         base = "http://127.0.0.1:{}"
         return {
             # On a CPU the workers share the cores: threads that spin while waiting double the time of a small batch.
             "OMP_WAIT_POLICY": "PASSIVE",
-            **kept,
+            **{name: value for name, value in os.environ.items() if not _FOREIGN.match(name)},
             "PYTHONPATH": PYTHONPATH,  # the exporter's; it removes it, since it would take precedence over the archives
             "JAVA_HOME": str(java),
             "TMPDIR": str(self._tmp_dir()),
@@ -161,11 +160,7 @@ class Server:
         return f"the server ended with {code}; the end of {self.log}:\n{tail}"
 
     def stop(self) -> bool:
-        """Stop all processes of the server: first by SIGTERM, then by SIGKILL.
-
-        Returns:
-            Whether it was running.
-        """
+        """Whether the server was running; all of its processes are stopped, first by SIGTERM, then by SIGKILL."""
         try:
             pid = json.loads(self.pid_file.read_text())["pid"]
         except (OSError, ValueError, KeyError):
@@ -186,17 +181,16 @@ class Server:
         return bool(running)
 
 
-def alive_after(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
+def alive_after(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Those that have not ended within so many seconds.
 
     A process that has ended but was not reaped by init counts as ended: some inits are slow, and some containers have
     none.
     """
     ends = time.monotonic() + seconds
-    left = list(processes)
-    while (left := [process for process in left if _is_alive(process)]) and time.monotonic() < ends:
+    while (processes := [process for process in processes if _is_alive(process)]) and time.monotonic() < ends:
         time.sleep(0.01)
-    return left
+    return processes
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -225,17 +219,13 @@ def signals_kept() -> Iterator[list[int]]:
 
 def group(pid: int, run_dir: Path) -> list[psutil.Process]:
     """The processes of a server's group, if the group still belongs to the server of this run folder."""
-    found = []
+    found, belongs = [], False
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if os.getpgid(process.pid) == pid and _is_alive(process):
                 found.append(process)
-    logs = str(run_dir / "logs")
-    for process in found:
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("LOG_LOCATION") == logs:
-                return found
-    return []
+                belongs = belongs or process.environ().get("LOG_LOCATION") == str(run_dir / "logs")
+    return found if belongs else []
 
 
 def running_in(run_dir: Path) -> Server | None:

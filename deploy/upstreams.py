@@ -4,7 +4,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,29 +26,27 @@ _TOLD = {
 }
 
 
+@dataclass(frozen=True)
 class OwnServers:
-    """TorchServe of this host, or its two, one a stage; `servers` maps each stage to its address and key file."""
+    """TorchServe of this host, or its two, one a stage."""
 
-    def __init__(self, servers: Mapping[str, tuple[Address, Path]]) -> None:
-        self._servers = servers
-        for stage, (address, _) in servers.items():
-            if not address.is_loopback:
-                raise DeployError(f"--{stage}: TorchServe must be on this host's loopback, got {address}")
+    servers: Mapping[str, tuple[Address, Path]]
+    """Each stage's address and key file."""
 
     def values(self) -> dict[str, object]:
         """What the templates need to know of them. A stage whose server has no keys now is answered with 503."""
         return {
             "pools": {
                 stage: {"servers": {address: True}, "states": {replace(address, port=address.port + EXPORTER): True}}
-                for stage, (address, _) in self._servers.items()
+                for stage, (address, _) in self.servers.items()
             },
-            "is_one_server": len({address for address, _ in self._servers.values()}) == 1,
+            "is_one_server": len({address for address, _ in self.servers.values()}) == 1,
             "scheme": "http",
-            "keys": {stage: found.inference for stage, (_, path) in self._servers.items() if (found := current(path))},
+            "keys": {stage: found.inference for stage, (_, path) in self.servers.items() if (found := current(path))},
         }
 
     def __str__(self) -> str:
-        return ", ".join(f"{stage} on {address}" for stage, (address, _) in self._servers.items())
+        return ", ".join(f"{stage} on {address}" for stage, (address, _) in self.servers.items())
 
 
 class Hosts:

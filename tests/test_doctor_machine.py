@@ -106,20 +106,25 @@ def test_the_driver_is_the_one_that_nvidia_smi_tells_of(output, code, expected, 
 
 
 @pytest.mark.parametrize(("size", "expected"), [(64 * GIB, ["ok"]), (4 * GIB, ["note"]), (GIB // 10, ["problem"])])
-def test_memory_is_measured_by_what_models_take(size, expected):
-    assert levels(doctor.memory(lambda: size)) == expected
+def test_memory_is_measured_by_what_models_take(size, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
+    assert levels(doctor.memory(tmp_path)) == expected
 
 
 def test_a_containers_limit_counts_as_its_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * 2**20))
-    assert doctor.available_memory(tmp_path) == 4 * 2**20
+    def available():
+        (finding,) = doctor.memory(tmp_path)
+        return finding.found
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * 10**9))
+    assert available() == "4.0 GB of memory are available"
     group = tmp_path / "sys/fs/cgroup"
     group.mkdir(parents=True)
     (group / "memory.max").write_text("max\n")
-    assert doctor.available_memory(tmp_path) == 4 * 2**20
-    (group / "memory.max").write_text("3000000\n")
-    (group / "memory.current").write_text("1000000\n")
-    assert doctor.available_memory(tmp_path) == 2_000_000
+    assert available() == "4.0 GB of memory are available"
+    (group / "memory.max").write_text("3000000000\n")
+    (group / "memory.current").write_text("1000000000\n")
+    assert available() == "2.0 GB of memory are available"
 
 
 @pytest.mark.parametrize(("free", "expected"), [(100 * GIB, ["ok"]), (5 * 10**9, ["note"]), (10**7, ["problem"])])

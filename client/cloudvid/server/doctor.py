@@ -32,6 +32,7 @@ _PYTHON = (3, 11)
 _PORTS = 6
 _SOON = timedelta(hours=1)
 _SECONDS = 300.0
+_GIVE_KEY = "give this server's key: --key-file if it is on this machine, --token otherwise"
 _START = "start it (`make start`), or give its address with --server or CLOUDVID_SERVER"
 
 
@@ -202,12 +203,9 @@ def _endpoint(place: Place, stage: Stage) -> Iterator[Finding]:
     url = server.urls[stage]
     try:
         ping = server.ping(stage)
-    except Unauthorized as error:
-        remedy = "give this server's key: --key-file if it is on this machine, --token otherwise"
-        yield Finding("server", "problem", str(error), remedy, unavailable=True)
-        return
     except ServerUnavailable as error:
-        yield Finding("server", "problem", str(error), _START, unavailable=True)
+        remedy = _GIVE_KEY if isinstance(error, Unauthorized) else _START
+        yield Finding("server", "problem", str(error), remedy, unavailable=True)
         return
     if ping not in (200, 500):
         remedy = "check that this is the address of a CloudVid server"

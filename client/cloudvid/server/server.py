@@ -31,7 +31,7 @@ _UNHEALTHY_SECONDS = 20.0  # a worker that died is back sooner; one that cannot 
 _POLL_SECONDS = 0.5
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Server:
     """The model servers behind the two endpoints; usually both are the same one."""
 
@@ -99,12 +99,15 @@ class Server:
             self._check(stage, response.status_code, response.content)
             try:
                 seen = read_status(stage, self.management[stage], response.json()[0])
-            except (ValueError, LookupError, TypeError):
+            except (AttributeError, LookupError, TypeError, ValueError):
                 text = f"{self._model_url(stage)} is not a management API of TorchServe"
                 raise errors.Unreachable(text) from None
-        if not self._runs_here(seen.server):
+        # The end of a tunnel is local too, and a container has process ids of its own: the server's folder has to say
+        # that it runs here.
+        here = server_process(self.key_file.parent) if self.key_file and is_local(seen.server) else None
+        if here is None or urlsplit(seen.server).port != here[1] + 1:
             return seen
-        return seen.model_copy(update={"workers": tuple(map(self._observed, seen.workers))})
+        return seen.model_copy(update={"workers": tuple(map(_observed, seen.workers))})
 
     def status(self, stage: Stage, patience: float = _PATIENCE_SECONDS) -> StageStatus:
         """The state of a stage from the management API, with a worker's description of itself.
@@ -155,8 +158,8 @@ class Server:
                 continue  # whatever has happened to another worker
             said = last_error(worker_log(self.key_file), stage)
             if seen.unhealthy:
-                why = said or "see the server's log"
-                raise errors.Unhealthy(f"{self.urls[stage]}/ping answers 500: workers fail to start: {why}")
+                said = said or "see the server's log"
+                raise errors.Unhealthy(f"{self.urls[stage]}/ping answers 500: workers fail to start: {said}")
             if seen.ping != 200:
                 raise errors.Unreachable(f"{self.urls[stage]}/ping answers {seen.ping}")
             if seen.counted_by == "nothing":
@@ -243,19 +246,13 @@ class Server:
         except (errors.CloudVidError, ValueError, LookupError, TypeError):
             return None
 
-    def _runs_here(self, address: str) -> bool:
-        """Whether the workers' process ids are valid on this machine (in a container they are not)."""
-        if not is_local(address):
-            return False  # and the end of a tunnel is local too, so the server's own folder has to confirm it
-        server = server_process(self.key_file.parent) if self.key_file else None
-        return server is not None and urlsplit(address).port == server[1] + 1
 
-    def _observed(self, worker: Worker) -> Worker:
-        """A worker on this machine as it really is: TorchServe notices deaths late, and then measures no memory."""
-        if worker.pid is None:
-            return worker
-        size = resident_bytes(worker.pid)
-        return worker.model_copy(update={"state": "dead", "memory": None} if size is None else {"memory": size})
+def _observed(worker: Worker) -> Worker:
+    """A worker on this machine as it really is: TorchServe notices deaths late, and then measures no memory."""
+    if worker.pid is None:
+        return worker
+    size = resident_bytes(worker.pid)
+    return worker.model_copy(update={"state": "dead", "memory": None} if size is None else {"memory": size})
 
 
 class _Question(Future[Description | None]):

@@ -57,46 +57,38 @@ class StageStatus(BaseModel, frozen=True):
     @property
     def ready(self) -> int:
         """Number of workers that take requests."""
-        return self._count("ready")
+        return sum(worker.state == "ready" for worker in self.workers)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def loading(self) -> int:
         """Number of workers that are loading, or whose state cannot be seen from here."""
-        return self._count("loading")
+        return sum(worker.state == "loading" for worker in self.workers)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def dead(self) -> int:
         """Number of workers whose process has ended."""
-        return self._count("dead")
-
-    def _count(self, state: str) -> int:
-        return sum(worker.state == state for worker in self.workers)
+        return sum(worker.state == "dead" for worker in self.workers)
 
 
-def read_status(stage: Stage, server: str, document: Any) -> StageStatus:
+def read_status(stage: Stage, server: str, document: dict[str, Any]) -> StageStatus:
     """A stage as TorchServe's `GET /models/{stage}` describes it.
 
     Raises:
-        ValueError: the document describes something else.
+        AttributeError, LookupError, TypeError, ValueError: the document describes something else.
     """
-    try:
-        workers, queue = document["workers"], document.get("jobQueueStatus", {})
-        if not isinstance(workers, list):
-            raise TypeError("its workers are not a list")
-        return StageStatus(
-            stage=stage,
-            server=server,
-            version=document.get("modelVersion", ""),
-            workers=tuple(map(_worker, workers)),
-            min_workers=document.get("minWorkers", 0),
-            max_workers=document.get("maxWorkers", 0),
-            queue=queue.get("pendingRequests", 0),
-            queue_left=queue.get("remainingCapacity", 0),
-        )
-    except (AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"no description of a model: {error}") from None
+    queue = document.get("jobQueueStatus", {})
+    return StageStatus(
+        stage=stage,
+        server=server,
+        version=document.get("modelVersion", ""),
+        workers=tuple(map(_worker, document["workers"])),
+        min_workers=document.get("minWorkers", 0),
+        max_workers=document.get("maxWorkers", 0),
+        queue=queue.get("pendingRequests", 0),
+        queue_left=queue.get("remainingCapacity", 0),
+    )
 
 
 _GPU = re.compile(r"gpuId::(?P<gpu>\d+) ")
