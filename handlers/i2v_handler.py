@@ -2,7 +2,6 @@
 
 import atexit
 
-from cloudvid_serving.jobs import LoadedStage
 from stage_handler import StageHandler, end_at_once
 
 atexit.register(end_at_once)  # this module is only imported by TorchServe's workers
@@ -11,8 +10,4 @@ atexit.register(end_at_once)  # this module is only imported by TorchServe's wor
 class ImageToVideoHandler(StageHandler):
     """Serves image to video."""
 
-    @staticmethod
-    def import_stage() -> type[LoadedStage]:
-        from cloudvid_stages.image_to_video import ImageToVideo
-
-        return ImageToVideo
+    stage_class = "cloudvid_stages.image_to_video:ImageToVideo"

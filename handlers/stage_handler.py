@@ -11,37 +11,21 @@ import hashlib
 import json
 import logging
 import os
+import pkgutil
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import product
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from ts.context import Context
 from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.metrics.metric_type_enum import MetricTypes
 
+from cloudvid_schema import protocol
 from cloudvid_schema.processes import end_with
-from cloudvid_schema.protocol import (
-    DIGEST_HEADER,
-    IMAGE_TYPES,
-    JSON,
-    MODEL_HEADER,
-    MULTIPART,
-    NDJSON,
-    SEED_HEADER,
-    TIMING_HEADER,
-    WARNINGS_HEADER,
-    ErrorBody,
-    Failed,
-    Phase,
-    Progress,
-    RequestError,
-    Result,
-    Stage,
-    Started,
-)
+from cloudvid_schema.protocol import ErrorBody, Failed, Phase, Progress, RequestError, Result, Stage, Started
 from cloudvid_serving import bodies
 from cloudvid_serving.jobs import Job, LoadedStage, Output, WorkerUnfit
 
@@ -49,13 +33,11 @@ logger = logging.getLogger(__name__)
 Row = Mapping[str, bytes | bytearray]
 
 
-class StageHandler(ABC):
+class StageHandler:
     """Serves one stage; a subclass names it."""
 
-    @staticmethod
-    @abstractmethod
-    def import_stage() -> type[LoadedStage]:
-        """The stage: imported here, not by the handler's module, so that `initialize` can see to how that is done."""
+    stage_class: ClassVar[str]
+    """A `LoadedStage`, as `module:class`: imported by `initialize`, which sees to how that is done."""
 
     def initialize(self, context: Context) -> None:
         """Load the stage's model. Called once a worker, before its first request.
@@ -71,7 +53,7 @@ class StageHandler(ABC):
         # come amid requests.
         gc.disable()
         try:
-            stage_class = self.import_stage()
+            stage_class: type[LoadedStage] = pkgutil.resolve_name(self.stage_class)
         finally:
             gc.freeze()
             gc.enable()
@@ -88,57 +70,93 @@ class StageHandler(ABC):
         stage = self._loaded.stage
         answers: dict[int, bytes] = {}
         jobs: dict[int, Job] = {}
-        streams: dict[int, _EventStream | None] = {}
+        replies: dict[int, _Reply] = {}
         for index, row in enumerate(rows):
             headers = _headers(context, index)
             if headers.get("describe") == "True" and not row:  # GET /models/{stage}?customized=true (management)
                 answers[index] = self._loaded.describe().model_dump_json().encode()
                 continue
-            stream = streams[index] = _EventStream(context, index) if NDJSON in headers.get("accept", "") else None
-            listeners = (stream.started(stage), stream.progress) if stream else ()
+            streams = protocol.NDJSON in headers.get("accept", "")
+            reply = replies[index] = _Reply(self._loaded, self._metrics, context, index, streams)
             try:
-                jobs[index] = Job(*bodies.read(stage, _body(stage, row, headers)), *listeners)
+                jobs[index] = Job(*bodies.read(stage, _body(stage, row, headers)), reply.started, reply.progress)
             except Exception as error:  # the boundary: whatever happens in a request becomes its answer
-                answers[index] = self._failure(error, stream, context, index)
+                answers[index] = reply.end(error)
         try:
             outcomes = self._loaded.run(list(jobs.values()))
         except WorkerUnfit:
             logger.critical("this worker cannot go on and ends, to be replaced", exc_info=True)
             end_at_once()  # nothing that runs at an orderly exit may touch the device
         for index, outcome in zip(jobs, outcomes, strict=True):
-            try:
-                if isinstance(outcome, Exception):
-                    raise outcome
-                answers[index] = self._result(outcome, streams[index], context, index)
-            except Exception as error:  # as above
-                answers[index] = self._failure(error, streams[index], context, index)
+            answers[index] = replies[index].end(outcome)
         if jobs:
             self._metrics.measure()
         return [answers[index] for index in range(len(rows))]
 
-    def _result(self, output: Output, stream: "_EventStream | None", context: Context, index: int) -> bytes:
-        self._metrics.done(output)
-        digest = hashlib.sha256(output.data)
-        if stream:
-            more = {"size": len(output.data), "sha256": digest.hexdigest(), "model": self._loaded.identity}
-            return stream.last(Result(**vars(output), **more))
-        context.set_response_content_type(index, output.media_type)
-        context.set_response_header(index, SEED_HEADER, str(output.seed))
-        context.set_response_header(index, MODEL_HEADER, self._loaded.identity)
-        context.set_response_header(index, DIGEST_HEADER, f"sha-256=:{base64.b64encode(digest.digest()).decode()}:")
-        timing = ", ".join(f"{phase};dur={milliseconds:.1f}" for phase, milliseconds in output.timings.items())
-        context.set_response_header(index, TIMING_HEADER, timing)
+
+@dataclass
+class _Reply:
+    """The answer to one request: the file, or a stream of events as NDJSON. The status of a stream goes out with its
+    first line, so a later error is an event.
+    """
+
+    loaded: LoadedStage
+    metrics: "_Metrics"
+    context: Context
+    index: int
+    streams: bool
+    has_begun: bool = False
+
+    def started(self, seed: int, model: str) -> None:
+        self._send(Started(stage=self.loaded.stage, seed=seed, model=model))
+
+    def progress(self, phase: Phase, step: int, steps: int) -> None:
+        self._send(Progress(phase=phase, step=step, steps=steps))
+
+    def _send(self, event: Started | Progress) -> None:
+        if self.streams:
+            line = {self.index: self._line(event)}
+            self.has_begun = True
+            request_ids = {self.index: self.context.get_request_id(self.index)}
+            send_intermediate_predict_response(line, request_ids, "stream", 200, self.context)
+
+    def _line(self, event: Started | Progress | Result | Failed) -> bytes:
+        self.context.set_response_content_type(self.index, protocol.NDJSON)
+        return event.model_dump_json().encode() + b"\n"
+
+    def end(self, outcome: Output | Exception) -> bytes:
+        """The answer, or what of it was not sent yet."""
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return self._file(outcome)
+        except Exception as error:  # the boundary, as above
+            return self._failure(_error_body(error))
+
+    def _file(self, output: Output) -> bytes:
+        self.metrics.done(output)
+        digest, model = hashlib.sha256(output.data), self.loaded.identity
+        if self.streams:
+            return self._line(Result(**vars(output), size=len(output.data), sha256=digest.hexdigest(), model=model))
+        self.context.set_response_content_type(self.index, output.media_type)
+        headers = {
+            protocol.SEED_HEADER: str(output.seed),
+            protocol.MODEL_HEADER: model,
+            protocol.DIGEST_HEADER: f"sha-256=:{base64.b64encode(digest.digest()).decode()}:",
+            protocol.TIMING_HEADER: ", ".join(f"{phase};dur={took:.1f}" for phase, took in output.timings.items()),
+        }
         if output.warnings:
-            context.set_response_header(index, WARNINGS_HEADER, json.dumps(output.warnings))
+            headers[protocol.WARNINGS_HEADER] = json.dumps(output.warnings)
+        for name, value in headers.items():
+            self.context.set_response_header(self.index, name, value)
         return output.data
 
-    def _failure(self, error: Exception, stream: "_EventStream | None", context: Context, index: int) -> bytes:
-        body = _error_body(error)
-        self._metrics.failed(body.code)
-        if stream and stream.has_begun:
-            return stream.last(Failed(**body.model_dump()))
-        context.set_response_status(body.code, HTTPStatus(body.code).phrase, index)
-        context.set_response_content_type(index, JSON)
+    def _failure(self, body: ErrorBody) -> bytes:
+        self.metrics.failed(body.code)
+        if self.has_begun:
+            return self._line(Failed(**body.model_dump()))
+        self.context.set_response_status(body.code, HTTPStatus(body.code).phrase, self.index)
+        self.context.set_response_content_type(self.index, protocol.JSON)
         return body.model_dump_json().encode()
 
 
@@ -198,35 +216,6 @@ class _Metrics:
             self._gauges[name].add_or_update(value, [str(self._stage.stage), device])
 
 
-class _EventStream:
-    """The NDJSON answer of one request. Its status goes out with the first line, so a later error is an event."""
-
-    def __init__(self, context: Context, index: int) -> None:
-        self._context = context
-        self._index = index
-        self.has_begun = False
-
-    def started(self, stage: Stage) -> Callable[[int, str], None]:
-        return lambda seed, model: self._send(Started(stage=stage, seed=seed, model=model))
-
-    def progress(self, phase: Any, step: int, steps: int) -> None:
-        self._send(Progress(phase=phase, step=step, steps=steps))
-
-    def last(self, event: Result | Failed) -> bytes:
-        self._context.set_response_content_type(self._index, NDJSON)
-        return _line(event)
-
-    def _send(self, event: Started | Progress) -> None:
-        self._context.set_response_content_type(self._index, NDJSON)
-        self.has_begun = True
-        request_ids = {self._index: self._context.get_request_id(self._index)}
-        send_intermediate_predict_response({self._index: _line(event)}, request_ids, "stream", 200, self._context)
-
-
-def _line(event: Started | Progress | Result | Failed) -> bytes:
-    return event.model_dump_json().encode() + b"\n"
-
-
 def end_at_once() -> None:
     """End this process without Python's own clean-up, which takes seconds with torch and keeps the GPU's memory."""
     logging.shutdown()
@@ -247,14 +236,14 @@ def _body(stage: Stage, row: Row, headers: Mapping[str, str]) -> bodies.Body:
     has_query = fields.get("model_name") == stage.encode()
     if has_query:
         del fields["model_name"]
-    elif content_type in IMAGE_TYPES:
+    elif content_type in protocol.IMAGE_TYPES:
         raise RequestError(
             400,
             "QueryNotPassedOn",
             "TorchServe drops the query string of /predictions, and with it the parameters of a picture sent as body; "
             f"send it to /invocations?model_name={stage}&... or as multipart/form-data",
         )
-    content = b"" if content_type == MULTIPART else fields.pop("body", b"")
+    content = b"" if content_type == protocol.MULTIPART else fields.pop("body", b"")
     return bodies.Body(content_type, fields, content)
 
 

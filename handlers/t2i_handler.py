@@ -2,7 +2,6 @@
 
 import atexit
 
-from cloudvid_serving.jobs import LoadedStage
 from stage_handler import StageHandler, end_at_once
 
 atexit.register(end_at_once)  # this module is only imported by TorchServe's workers
@@ -11,8 +10,4 @@ atexit.register(end_at_once)  # this module is only imported by TorchServe's wor
 class TextToImageHandler(StageHandler):
     """Serves text to image."""
 
-    @staticmethod
-    def import_stage() -> type[LoadedStage]:
-        from cloudvid_stages.text_to_image import TextToImage
-
-        return TextToImage
+    stage_class = "cloudvid_stages.text_to_image:TextToImage"

@@ -14,11 +14,7 @@ from stage_handler import StageHandler
 
 
 class NoiseHandler(StageHandler):
-    @staticmethod
-    def import_stage():
-        from cloudvid_stages.noise import {stage_class}
-
-        return {stage_class}
+    stage_class = "cloudvid_stages.noise:{stage_class}"
 """
 
 

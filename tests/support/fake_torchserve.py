@@ -19,7 +19,6 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 from cloudvid_schema.protocol import Stage
 from stage_handler import StageHandler
-from support import noise
 from support.fake_server import Answer
 from support.loopback import serving
 
@@ -27,15 +26,11 @@ _METRICS = str(Path(ts.__file__).parent / "configs/metrics.yaml")
 
 
 class _PictureHandler(StageHandler):
-    @staticmethod
-    def import_stage():
-        return noise.Picture
+    stage_class = "support.noise:Picture"
 
 
 class _ClipHandler(StageHandler):
-    @staticmethod
-    def import_stage():
-        return noise.Clip
+    stage_class = "support.noise:Clip"
 
 
 class _Worker:
