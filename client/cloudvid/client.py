@@ -20,7 +20,6 @@ from cloudvid.endpoints.connection import (
     next_port,
     plain_session,
     reason,
-    timed_out,
 )
 from cloudvid.endpoints.credentials import Credentials
 from cloudvid.server.local import RUN_KEY_FILE, local_address
@@ -28,16 +27,7 @@ from cloudvid.server.scale import scale
 from cloudvid.server.server import Server
 from cloudvid.server.state import StageStatus
 from cloudvid_schema.faults import Fault, faults_of
-from cloudvid_schema.protocol import (
-    JSON,
-    MAX_IMAGE_BYTES,
-    MEDIA_TYPE,
-    NDJSON,
-    ImageToVideoRequest,
-    Request,
-    Stage,
-    TextToImageRequest,
-)
+from cloudvid_schema.protocol import JSON, MAX_IMAGE_BYTES, MEDIA_TYPE, NDJSON, REQUESTS, Request, Stage
 
 
 class Client:
@@ -97,7 +87,7 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        self._connection.close()
+        self._connection.session.close()
 
     def text_to_image(
         self,
@@ -113,18 +103,9 @@ class Client:
         embed_recipe: bool | None = None,
         on_event: OnEvent | None = None,
     ) -> Generated:
-        """A PNG picture of a prompt. Parameters that are not given have the defaults of `TextToImageParameters`.
+        """A PNG picture of a prompt. Meaning, unit, range and default of a parameter: see `TextToImageRequest`.
 
         Args:
-            prompt: what the picture shows.
-            negative_prompt: what it should not show.
-            num_inference_steps: denoising steps.
-            guidance_scale: how closely the picture follows the prompt.
-            width: pixels.
-            height: pixels.
-            seed: makes the result repeatable; default: drawn by the server.
-            metadata: stored in the file.
-            embed_recipe: whether the file carries its recipe and the metadata.
             on_event: called with every step; without it the answer comes in one piece.
 
         Raises:
@@ -133,7 +114,7 @@ class Client:
             StageError: the request failed.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "on_event")}
-        return self.send(_validated(TextToImageRequest, given), on_event=on_event)
+        return self.send(_validated(Stage.T2I, given), on_event=on_event)
 
     def image_to_video(
         self,
@@ -155,24 +136,11 @@ class Client:
         embed_recipe: bool | None = None,
         on_event: OnEvent | None = None,
     ) -> Generated:
-        """An MP4 clip that begins with a picture. The defaults are those of `ImageToVideoParameters`.
+        """An MP4 clip that begins with a picture. Meaning, unit, range and default of a parameter: see
+        `ImageToVideoRequest`.
 
         Args:
             image: a PNG, JPEG or WebP file, as bytes or a path.
-            width: pixels; default: the picture's.
-            height: pixels; default: the picture's.
-            fit: how a picture of another size fills the clip.
-            num_frames: length of the clip.
-            num_inference_steps: denoising steps.
-            fps: frames per second.
-            motion_bucket_id: how much moves.
-            noise_aug_strength: noise added to the picture.
-            decode_chunk_size: frames decoded at once.
-            min_guidance_scale: guidance of the first frame.
-            max_guidance_scale: guidance of the last frame.
-            seed: makes the result repeatable; default: drawn by the server.
-            metadata: stored in the file.
-            embed_recipe: whether the file carries its recipe and the metadata.
             on_event: called with every step; without it the answer comes in one piece.
 
         Raises:
@@ -181,7 +149,7 @@ class Client:
             StageError: the request failed.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "image", "on_event")}
-        request = _validated(ImageToVideoRequest, given)
+        request = _validated(Stage.I2V, given)
         picture = image if isinstance(image, bytes) else _read(Path(image))
         if not 0 < len(picture) <= MAX_IMAGE_BYTES:
             rule = f"must have 1 to {MAX_IMAGE_BYTES} bytes; this has {len(picture)}"
@@ -195,7 +163,7 @@ class Client:
             ServerUnavailable: the server cannot be reached or refuses the token.
             StageError: the request failed.
         """
-        stage = Stage.T2I if isinstance(request, TextToImageRequest) else Stage.I2V
+        stage = request.stage
         body: dict[str, Any] = {"headers": {"Accept": NDJSON if on_event else MEDIA_TYPE[stage]}}
         parameters = request.model_dump_json(exclude_none=True)
         if picture is None:
@@ -211,7 +179,8 @@ class Client:
                 return streamed(stage, response, on_event) if on_event else whole(stage, response)
         except (errors.Unreachable, requests.RequestException) as error:
             cause = error.__cause__ if isinstance(error, errors.Unreachable) else error
-            if timed_out(cause):
+            # In a body, requests reports a read that timed out as a ConnectionError around urllib3's error.
+            if isinstance(cause, requests.ReadTimeout) or "Read timed out" in str(cause):
                 raise errors.Stalled(f"{stage}: no data for {self.timeout:g} s") from None
             if isinstance(error, requests.RequestException):
                 raise errors.BrokenAnswer(f"{stage}: the answer broke off: {reason(error)}") from None
@@ -255,8 +224,8 @@ def _read(path: Path) -> bytes:
         raise errors.InvalidRequest([Fault("image", rule, has_value=False)]) from None
 
 
-def _validated(model: type[Any], given: Mapping[str, Any]) -> Any:
+def _validated(stage: Stage, given: Mapping[str, Any]) -> Request:
     try:
-        return model.model_validate({name: value for name, value in given.items() if value is not None})
+        return REQUESTS[stage].model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise errors.InvalidRequest(faults_of(error, model)) from None
+        raise errors.InvalidRequest(faults_of(error, REQUESTS[stage])) from None

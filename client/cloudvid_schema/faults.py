@@ -96,12 +96,8 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def faults_of(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[Fault]:
-    """Every fault that pydantic found, in the order of the fields.
-
-    Args:
-        error: what validating `model` raised.
-        model: the model that was validated, for the names of its fields.
-        prefix: where the validated value stands in a larger input, e.g. `scenes[3]`.
+    """Every fault that pydantic found in a model, in the order of its fields; `prefix` says where the model stands in a
+    larger input, e.g. `scenes[3]`.
     """
     found = []
     details = error.errors(include_url=False)

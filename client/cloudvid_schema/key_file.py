@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+Api = Literal["inference", "management"]
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -19,7 +21,7 @@ class Keys:
     """When the first of the other two expires."""
 
 
-def read_key(path: Path, api: Literal["inference", "management"]) -> str:
+def read_key(path: Path, api: Api) -> str:
     """The key for one of TorchServe's APIs. A copy of the file may lack the others.
 
     Raises:
@@ -41,13 +43,8 @@ def read_keys(path: Path) -> Keys:
     """
     document = json.loads(path.read_text())
     try:
-        return Keys(
-            inference=str(document["inference"]["key"]),
-            management=str(document["management"]["key"]),
-            api=str(document["API"]["key"]),
-            expires=min(
-                datetime.fromisoformat(document[name]["expiration time"]) for name in ("inference", "management")
-            ),
-        )
+        inference, management, api = (str(document[name]["key"]) for name in ("inference", "management", "API"))
+        times = [datetime.fromisoformat(document[name]["expiration time"]) for name in ("inference", "management")]
+        return Keys(inference, management, api, min(times))
     except (LookupError, TypeError) as error:
         raise ValueError(f"{path} is not a key file of TorchServe: {error}") from None

@@ -8,7 +8,7 @@ import base64
 import json
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -99,12 +99,18 @@ class _FileOptions(BaseModel):
 class TextToImageRequest(_FileOptions, TextToImageParameters):
     """Body of `POST /predictions/t2i`."""
 
+    stage: ClassVar[Stage] = Stage.T2I
+
 
 class ImageToVideoRequest(_FileOptions, ImageToVideoParameters):
     """Body of `POST /predictions/i2v`, without the picture."""
 
+    stage: ClassVar[Stage] = Stage.I2V
+
 
 Request = TextToImageRequest | ImageToVideoRequest
+REQUESTS: dict[Stage, type[Request]] = {Stage.T2I: TextToImageRequest, Stage.I2V: ImageToVideoRequest}
+"""What each stage is asked."""
 
 
 class ParameterError(BaseModel):
@@ -117,8 +123,6 @@ class ParameterError(BaseModel):
 
 class ErrorBody(BaseModel):
     """Body of every error response; TorchServe's own errors have only the first three fields."""
-
-    model_config = ConfigDict(extra="ignore")
 
     code: int
     type: str

@@ -12,22 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cloudvid_schema import strict_json
+from cloudvid_schema import protocol, strict_json
 from cloudvid_schema.faults import Fault, faults_of, place_of
-from cloudvid_schema.protocol import (
-    IMAGE_TYPES,
-    JSON,
-    MAX_IMAGE_BYTES,
-    MULTIPART,
-    ImageToVideoRequest,
-    Request,
-    RequestError,
-    Stage,
-    TextToImageRequest,
-)
+from cloudvid_schema.protocol import MAX_IMAGE_BYTES, REQUESTS, Request, RequestError, Stage
 
-_MODELS: dict[Stage, type[Request]] = {Stage.T2I: TextToImageRequest, Stage.I2V: ImageToVideoRequest}
-ACCEPTED = {Stage.T2I: (JSON,), Stage.I2V: (MULTIPART, *IMAGE_TYPES, JSON)}
+ACCEPTED = {Stage.T2I: (protocol.JSON,), Stage.I2V: (protocol.MULTIPART, *protocol.IMAGE_TYPES, protocol.JSON)}
 """Media types that each endpoint reads."""
 
 
@@ -59,11 +48,11 @@ def read(stage: Stage, body: Body) -> tuple[Request, bytes | None]:
     fields = dict(body.fields)
     values: dict[str, Any] = {}
     picture: bytes | None = None
-    if body.content_type == MULTIPART:
+    if body.content_type == protocol.MULTIPART:
         picture = fields.pop("image", None)
         if "parameters" in fields:
             values = _json_object(fields.pop("parameters"), "parameters")
-    elif body.content_type == JSON:
+    elif body.content_type == protocol.JSON:
         values = _json_object(body.content, "body")
     else:
         picture = body.content
@@ -74,9 +63,9 @@ def read(stage: Stage, body: Body) -> tuple[Request, bytes | None]:
     _add_fields(values, fields, stage)
     faults: list[Fault] = []
     try:
-        request = _MODELS[stage].model_validate(values)
+        request = REQUESTS[stage].model_validate(values)
     except ValidationError as error:
-        faults = faults_of(error, _MODELS[stage])
+        faults = faults_of(error, REQUESTS[stage])
     if stage is Stage.I2V and not picture:
         faults.insert(0, Fault("image", "is required", has_value=False))
     if faults:
@@ -126,7 +115,7 @@ def _add_fields(values: dict[str, Any], fields: Mapping[str, bytes], stage: Stag
             values[name] = text = raw.decode()
         except UnicodeDecodeError:
             raise RequestError.invalid([Fault(place, "must be UTF-8", ascii(raw[:40]))]) from None
-        field = _MODELS[stage].model_fields.get(name)
+        field = REQUESTS[stage].model_fields.get(name)
         if field is not None and field.annotation is not str and name != "fit":
             with suppress(strict_json.JsonError):  # the parameter's own rule names what is no JSON
                 values[name] = strict_json.loads(text)

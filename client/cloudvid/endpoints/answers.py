@@ -130,7 +130,11 @@ def streamed(stage: Stage, response: requests.Response, on_event: OnEvent) -> Ge
         StageError: the stream ends with an error.
         BrokenAnswer: it ends too early, or the file does not match its digest.
     """
-    for event in _events(stage, response):
+    for line in filter(bytes.strip, _lines(response)):
+        try:
+            event = _EVENT.validate_json(line)
+        except ValidationError:
+            raise errors.BrokenAnswer(f"{stage}: a line of the stream is not an event: {line[:80]!a}") from None
         if isinstance(event, Failed):
             raise failure(stage, event)
         if isinstance(event, Result):
@@ -141,15 +145,6 @@ def streamed(stage: Stage, response: requests.Response, on_event: OnEvent) -> Ge
             return made
         on_event(event)
     raise errors.BrokenAnswer(f"{stage}: the stream ended without a result")
-
-
-def _events(stage: Stage, response: requests.Response) -> Iterator[Started | Progress | Result | Failed]:
-    for line in _lines(response):
-        try:
-            if line.strip():
-                yield _EVENT.validate_json(line)
-        except ValidationError:
-            raise errors.BrokenAnswer(f"{stage}: a line of the stream is not an event: {line[:80]!a}") from None
 
 
 def _lines(response: requests.Response) -> Iterator[bytes]:

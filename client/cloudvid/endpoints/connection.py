@@ -13,7 +13,8 @@ from urllib3.connection import HTTPConnection
 
 from cloudvid.endpoints import errors
 from cloudvid.endpoints.answers import error_body, plain
-from cloudvid.endpoints.credentials import Api, Credentials
+from cloudvid.endpoints.credentials import Credentials
+from cloudvid_schema.key_file import Api
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
 CONNECT_SECONDS = 10.0
@@ -57,10 +58,6 @@ class Connection:
                 raise errors.Unauthorized(f"{url} refuses {self.credentials}: {plain(body.message)}", body)
             key, arguments["headers"] = renewed, headers
 
-    def close(self) -> None:
-        """Close all open connections."""
-        self.session.close()
-
 
 class _KeepAlive(HTTPAdapter):
     """Notices within two minutes that the other end has vanished: a laptop went to sleep, a NAT dropped its entry."""
@@ -80,11 +77,7 @@ class _KeepAlive(HTTPAdapter):
 
 
 def plain_session(ca: str | Path | None = None) -> requests.Session:
-    """A session that ignores proxies, netrc and the environment.
-
-    Args:
-        ca: CA bundle used to verify the server's certificate (default: the public CAs).
-    """
+    """A session that ignores proxies, netrc and the environment; `ca` is its CA bundle (default: the public CAs)."""
     session = requests.Session()
     session.verify = str(ca) if ca else True
     session.trust_env = False  # a ~/.netrc would replace the token, and a proxy would see it
@@ -128,11 +121,6 @@ def reason(error: requests.RequestException) -> str:
     text = str(error)
     found = re.search(r"(?:\[Errno -?\d+\] |: )([A-Z][a-z][^'\"()\[\]{}<>]*)['\")]*$", text)
     return found[1].strip() if found else type(error).__name__
-
-
-def timed_out(error: BaseException | None) -> bool:
-    """Whether a read timed out. (In a body, requests reports it as a ConnectionError around urllib3's error.)"""
-    return isinstance(error, requests.ReadTimeout) or "Read timed out" in str(error)
 
 
 def _tls_error(url: str, text: str) -> errors.Unreachable:

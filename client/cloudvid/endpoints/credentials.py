@@ -3,11 +3,8 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from cloudvid_schema.key_file import read_key
-
-Api = Literal["inference", "management"]
+from cloudvid_schema.key_file import Api, read_key
 
 
 @dataclass(frozen=True)

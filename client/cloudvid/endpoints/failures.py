@@ -30,14 +30,6 @@ class Row:
     tries: int | None
     """How often a request is sent again after such a failure; None: as long as the patience lasts."""
 
-    def matches(self, body: ErrorBody) -> bool:
-        """Whether this row describes that answer."""
-        return (
-            self.status in (None, body.code)
-            and self.kind in (None, body.type)
-            and (self.message is None or self.message in body.message)
-        )
-
 
 ANSWERS = (
     # When a worker dies, the code is 500 or 507, depending on a race; the message is always the same.
@@ -73,7 +65,11 @@ WITHOUT_ANSWER = (
 
 def row_of(body: ErrorBody) -> Row:
     """The row that describes an error body."""
-    return next(row for row in ANSWERS if row.matches(body))
+    return next(
+        row
+        for row in ANSWERS
+        if row.status in (None, body.code) and row.kind in (None, body.type) and (row.message or "") in body.message
+    )
 
 
 def tries_of(error: errors.CloudVidError | None) -> int | None:
