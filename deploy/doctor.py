@@ -169,12 +169,12 @@ def weights() -> Iterator[Finding]:
 
     from cloudvid_stages.digests import check_list
     from cloudvid_stages.settings import SettingsError, read_settings
-    from cloudvid_stages.weights import SETTINGS, find
+    from cloudvid_stages.weights import find
 
     for stage in Stage:
         section = yaml.safe_load((ROOT / f"handlers/{stage}.yaml").read_text())["handler"]
         try:
-            checkpoint = find(read_settings(SETTINGS[stage], stage, section))
+            checkpoint = find(read_settings(stage, section))
         except SettingsError as error:
             remedy = "`make weights` downloads the real models; PROFILE=demo needs none"
             yield Finding("weights", "note", f"{stage}: {error}", remedy)

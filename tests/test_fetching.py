@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from cloudvid_schema.protocol import Stage
-from cloudvid_stages.settings import TextToImageSettings, read_settings
+from cloudvid_stages.settings import read_settings
 from cloudvid_stages.weights import find, wanted_files
 from support import ROOT, forked
 from support.fake_hub import COMMIT, fake_hub
@@ -45,7 +45,7 @@ def look(cache):
 
 
 def find_default():
-    checkpoint = find(read_settings(TextToImageSettings, Stage.T2I, {"model": DEFAULT}))
+    checkpoint = find(read_settings(Stage.T2I, {"model": DEFAULT}))
     checkpoint.check(Stage.T2I)
     print(checkpoint.identity)
 

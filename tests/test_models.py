@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from cloudvid_schema.protocol import RequestError, TextToImageRequest
 from cloudvid_stages.image_to_video import ImageToVideo
-from cloudvid_stages.memory import install_offload
+from cloudvid_stages.memory import place
 from cloudvid_stages.settings import SettingsError
 from cloudvid_stages.text_to_image import TextToImage
 from demo import tiny
@@ -104,7 +104,7 @@ def test_a_checkpoint_with_a_safety_checker_can_be_offloaded(tmp_path, kind):
     pipeline = tiny.text_to_image()
     with_safety_checker(pipeline, flags_everything=False)
     pipeline.save_pretrained(tmp_path)
-    install_offload(TextToImage.load({"model": str(tmp_path)}, None)._pipeline, kind, torch.device("cpu"))
+    place(TextToImage.load({"model": str(tmp_path)}, None)._pipeline, kind, torch.device("cpu"))
 
 
 def test_a_checkpoint_without_a_part_names_the_fetching_command(tmp_path):

@@ -30,8 +30,8 @@ EFFECTS = [
     ("t2i", {"attention": "sliced"}, lambda loaded: processors(loaded) == {"SlicedAttnProcessor"}),
     ("t2i", {"vae_slicing": False}, lambda loaded: not loaded._pipeline.vae.use_slicing),
     ("t2i", {"vae_tiling": True}, lambda loaded: loaded._pipeline.vae.use_tiling),
-    ("t2i", {"deep_cache": 2}, lambda loaded: loaded._loaded.deep_cache.computed < loaded._loaded.deep_cache.calls),
-    ("i2v", {"deep_cache": 2}, lambda loaded: loaded._loaded.deep_cache.computed < loaded._loaded.deep_cache.calls),
+    ("t2i", {"deep_cache": 2}, lambda loaded: loaded._loaded.deep_cache.reused > 0),
+    ("i2v", {"deep_cache": 2}, lambda loaded: loaded._loaded.deep_cache.reused > 0),
     ("t2i", {"dtype": "bf16"}, lambda loaded: loaded._pipeline.unet.dtype is torch.bfloat16),
     ("t2i", {"dtype": "fp16"}, lambda loaded: loaded._pipeline.unet.dtype is torch.float16),
     ("i2v", {"dtype": "fp16"}, lambda loaded: loaded._pipeline.vae.dtype is torch.float16),
@@ -208,13 +208,13 @@ def test_every_setting_can_be_overridden_by_environment():
     for stage, (_, kind) in KINDS.items():
         names = set(kind.model_fields)
         environment = {f"CLOUDVID_{stage.upper()}_{name.upper()}": values[name] for name in names}
-        settings = read_settings(kind, Stage(stage), {"model": "x"}, environment)
+        settings = read_settings(Stage(stage), {"model": "x"}, environment)
         left_alone = {name for name in names if getattr(settings, name) == kind.model_fields[name].default}
         assert left_alone == ({"fuse_qkv", "vae_tiling", "vae_slicing"} & names), "their text says the default"
         assert settings.mirrors == ("a/b", "c/d")
         assert settings.warm_up == ("64x64", "128x64")
     with pytest.raises(SettingsError, match="CLOUDVID_T2I_SCHEDULER_OPTIONS must be a JSON object, got 'karras'"):
-        read_settings(TextToImageSettings, Stage.T2I, {"model": "x"}, {"CLOUDVID_T2I_SCHEDULER_OPTIONS": "karras"})
+        read_settings(Stage.T2I, {"model": "x"}, {"CLOUDVID_T2I_SCHEDULER_OPTIONS": "karras"})
 
 
 def test_another_model_by_environment_drops_the_firsts_settings():
@@ -226,7 +226,7 @@ def test_another_model_by_environment_drops_the_firsts_settings():
         "lora_scale": 0.5,
         "max_steps": 9,
     }
-    settings = read_settings(TextToImageSettings, Stage.T2I, first, {"CLOUDVID_T2I_MODEL": "z"})
+    settings = read_settings(Stage.T2I, first, {"CLOUDVID_T2I_MODEL": "z"})
     assert settings == TextToImageSettings(model="z", max_steps=9)
 
 
@@ -238,7 +238,7 @@ def test_the_check_of_caching_respects_the_frame_limit(load):
 @pytest.mark.parametrize("stage", KINDS)
 def test_offloaded_weights_come_when_needed_and_change_no_pixel(load, plain, stage, kind):
     loaded = load(stage)
-    memory.install_offload(loaded._pipeline, kind, torch.device("cpu"))  # the CPU stands in for the GPU
+    memory.place(loaded._pipeline, kind, torch.device("cpu"))  # the CPU stands in for the GPU
     loaded._settings = loaded._settings.model_copy(update={"offload": kind})
     if kind == "sequential":
         assert {weight.device.type for weight in loaded._pipeline.unet.parameters()} == {"meta"}
@@ -263,7 +263,7 @@ def test_an_offload_that_misses_a_part_is_refused(load):
     pipeline = load("t2i")._pipeline
     pipeline.enable_group_offload = lambda **options: None
     with pytest.raises(SettingsError, match=r"offload: group has no effect on vae \(AutoencoderKL\)"):
-        memory.install_offload(pipeline, "group", torch.device("cpu"))
+        memory.place(pipeline, "group", torch.device("cpu"))
 
 
 def test_little_free_memory_means_fewer_frames_per_decoding(load, monkeypatch):

@@ -15,7 +15,7 @@ from cloudvid_schema.protocol import RequestError, TextToImageRequest
 from cloudvid_serving.jobs import WorkerUnfit
 from cloudvid_stages.memory import device_faults
 from cloudvid_stages.recipe import digest_of
-from cloudvid_stages.stage import Meter
+from cloudvid_stages.stage import average
 from support.picture_parts import ihdr, png
 from support.stages import clip, picture, run
 
@@ -173,12 +173,12 @@ def test_asking_a_device_tells_a_fault_from_full_memory(monkeypatch):
         raise torch.OutOfMemoryError()
 
 
-def test_the_meter_averages_seconds_per_million_pixels():
-    meter = Meter()
-    meter.count({"denoise": 2000.0, "decode": 500.0}, pixels=1_000_000, steps=4)
-    assert meter.seconds == {"denoise": 0.5, "decode": 0.5}
-    meter.count({"denoise": 4000.0, "decode": 500.0}, pixels=1_000_000, steps=4)
-    assert meter.seconds["denoise"] == pytest.approx(0.55)
+def test_seconds_per_million_pixels_are_averaged():
+    seconds = {}
+    average(seconds, {"denoise": 2000.0, "decode": 500.0}, pixels=1_000_000, steps=4)
+    assert seconds == {"denoise": 0.5, "decode": 0.5}
+    average(seconds, {"denoise": 4000.0, "decode": 500.0}, pixels=1_000_000, steps=4)
+    assert seconds["denoise"] == pytest.approx(0.55)
 
 
 def test_frames_are_what_the_pipeline_itself_would_have_decoded(i2v):

@@ -13,7 +13,7 @@ from support import ROOT
 
 
 def settings(environment=None, **section):
-    return read_settings(TextToImageSettings, Stage.T2I, {"model": "a/b", **section}, environment or {})
+    return read_settings(Stage.T2I, {"model": "a/b", **section}, environment or {})
 
 
 def test_the_environment_overrides_the_yaml_and_drops_its_mirrors():
@@ -46,9 +46,9 @@ def test_a_wrong_setting_is_refused_with_its_name_and_value(section, fault):
 def test_each_stage_takes_its_own_settings_alone():
     section = {"model": "a/b", "decode_chunk_size": 0}
     with pytest.raises(SettingsError, match="decode_chunk_size: must be at least 1, got 0"):
-        read_settings(ImageToVideoSettings, Stage.I2V, section, {})
+        read_settings(Stage.I2V, section, {})
     with pytest.raises(SettingsError, match="max_prompt: is not known"):
-        read_settings(ImageToVideoSettings, Stage.I2V, {"model": "a/b", "max_prompt": 9}, {})
+        read_settings(Stage.I2V, {"model": "a/b", "max_prompt": 9}, {})
 
 
 def test_a_missing_model_names_the_fetching_command(tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_the_fp16_variant_is_seen(tmp_path, tiny_models):
 def test_an_archives_yaml_shows_every_setting_with_its_default(stage, kind):
     section = yaml.safe_load((ROOT / f"handlers/{stage}.yaml").read_text())["handler"]
     assert set(section) == set(kind.model_fields)
-    shown = read_settings(kind, stage, section, {})
+    shown = read_settings(stage, section, {})
     assert shown == kind(model=shown.model, mirrors=shown.mirrors)
 
 

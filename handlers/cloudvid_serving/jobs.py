@@ -12,10 +12,6 @@ OnStart = Callable[[int, str], None]
 """Called once the request is accepted: seed, model identity."""
 
 
-def ignore(*_: object) -> None:
-    """Ignore an event."""
-
-
 @dataclass(frozen=True)
 class Job:
     """One request to a stage."""
@@ -24,9 +20,9 @@ class Job:
     """A validated `TextToImageRequest` or `ImageToVideoRequest`."""
     picture: bytes | None = None
     """Of i2v: a PNG, JPEG or WebP file."""
-    on_start: OnStart = ignore
+    on_start: OnStart = lambda seed, model: None
     """Told the seed and the model before the first step."""
-    on_step: OnStep = ignore
+    on_step: OnStep = lambda phase, step, steps: None
     """Told of every step."""
 
 
@@ -62,14 +58,10 @@ class LoadedStage(Protocol):
     stage: ClassVar[Stage]
     batches: ClassVar[bool]
     """Whether several requests can be carried out together."""
-
-    @property
-    def identity(self) -> str:
-        """Identity of the model, `id@revision`."""
-
-    @property
-    def device(self) -> str:
-        """`cuda:N` or `cpu`."""
+    identity: str
+    """Identity of the model, `id@revision`."""
+    device: str
+    """`cuda:N` or `cpu`."""
 
     def describe(self) -> Description:
         """What this worker says of itself."""

@@ -11,26 +11,21 @@ from torch import nn
 
 
 class DeepCache:
-    """Wraps the blocks of a UNet of the Stable Diffusion family (spatial or spatio-temporal).
-
-    Args:
-        unet: the UNet.
-        interval: every so many steps its inner blocks are computed.
+    """Wraps the blocks of a UNet of the Stable Diffusion family (spatial or spatio-temporal), so that the inner ones
+    are computed in one step of `interval`.
     """
 
     def __init__(self, unet: Any, interval: int) -> None:
         self._interval = interval
         self._step = 0
         self._remembered: dict[int, Any] = {}
-        self.calls = 0
-        """How often the UNet was called."""
-        self.computed = 0
-        """How often the innermost block was really computed."""
+        self.reused = 0
+        """How often a block was not computed."""
         last = unet.up_blocks[-1]
         inner = [*unet.down_blocks, unet.mid_block, *unet.up_blocks[:-1], *last.resnets[:-1]]
         inner += list(getattr(last, "attentions", []))[:-1]
         for block in inner:
-            self._wrap(block, counts=block is unet.mid_block)
+            self._wrap(block)
         unet.register_forward_pre_hook(self._count_call)
 
     def reset(self) -> None:
@@ -42,14 +37,14 @@ class DeepCache:
         if self._step % self._interval == 0:
             self._remembered.clear()  # a step that is computed whole
         self._step += 1
-        self.calls += 1
 
-    def _wrap(self, block: nn.Module, counts: bool) -> None:
+    def _wrap(self, block: nn.Module) -> None:
         compute, key = block.forward, id(block)
 
         def forward(*args: Any, **options: Any) -> Any:
-            if key not in self._remembered:
-                self.computed += counts
+            if key in self._remembered:
+                self.reused += 1
+            else:
                 self._remembered[key] = compute(*args, **options)
             return self._remembered[key]
 

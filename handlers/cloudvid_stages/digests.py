@@ -4,11 +4,12 @@ The list is `SHA256SUMS` in the model's folder, as `sha256sum -c` reads it. A sn
 other programs, which may add files; what is not listed there has to be what its name in the cache promises.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from huggingface_hub.utils.sha import git_hash
 
 from cloudvid_schema.files import sha256, write_file
 from cloudvid_stages.settings import SettingsError
@@ -27,11 +28,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def write_list(folder: Path, names: Iterable[str] | None = None) -> None:
-    """List those files of a model that are not listed yet.
-
-    Args:
-        folder: the model's.
-        names: of the files that were asked for, relative to the folder; default: all that there are.
+    """List the files of a model that are not listed yet: those named, relative to its folder, or all that there are.
 
     Raises:
         SettingsError: a file of the Hub's cache is not what its name there promises.
@@ -88,9 +85,8 @@ def _keeps_promise(file: Path, digest: str) -> bool | None:
     if re.fullmatch("[0-9a-f]{64}", promised):
         return promised == digest
     if re.fullmatch("[0-9a-f]{40}", promised):
-        data = file.read_bytes()
         # Only where it is so: a mirror of the Hub may name small files otherwise.
-        return promised == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() or None
+        return promised == git_hash(file.read_bytes()) or None
     return None
 
 

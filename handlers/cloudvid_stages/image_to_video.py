@@ -12,17 +12,16 @@ import torch
 from PIL import Image
 
 from cloudvid_schema.faults import Fault
-from cloudvid_schema.protocol import MP4, Description, ImageToVideoRequest, RequestError, Stage
+from cloudvid_schema.protocol import MP4, ImageToVideoRequest, RequestError, Stage
 from cloudvid_schema.sizes import clip_size
 from cloudvid_serving.bodies import too_large
 from cloudvid_serving.jobs import Job, Output
 from cloudvid_stages import media
-from cloudvid_stages.limits import check_limits
 from cloudvid_stages.memory import frames_that_fit, free_memory
 from cloudvid_stages.pictures import fit_picture, open_picture
 from cloudvid_stages.recipe import digest_of, recipe_of_png
 from cloudvid_stages.settings import ImageToVideoSettings
-from cloudvid_stages.stage import PipelineStage, Stopwatch, generator
+from cloudvid_stages.stage import PipelineStage, Stopwatch, average, generator
 
 logger = logging.getLogger(__name__)
 _USUAL_SIZE = (1024, 576)  # what SVD was trained for
@@ -44,10 +43,6 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings, _Accepted]):
     stage: ClassVar[Stage] = Stage.I2V
     smallest: ClassVar[str] = "64x64x2"
 
-    def describe(self) -> Description:
-        """What this worker says of itself."""
-        return super().describe().model_copy(update={"num_frames": self._pipeline.unet.config.num_frames})
-
     def _accept(self, job: Job) -> _Accepted:
         request, picture, settings = job.request, job.picture or b"", self._settings
         if len(picture) > settings.max_image_bytes:
@@ -57,7 +52,7 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings, _Accepted]):
             rule = f"must be at most {settings.max_decode_chunk_size} on this server"
             raise RequestError.invalid([Fault("decode_chunk_size", rule, chunk)])
         num_frames = request.num_frames or self._pipeline.unet.config.num_frames
-        check = partial(check_limits, settings, frames=num_frames, steps=request.num_inference_steps)
+        check = partial(settings.check_limits, frames=num_frames, steps=request.num_inference_steps)
 
         def check_size(size: tuple[int, int]) -> None:
             """Limits are held against the header before pixels are decoded; on its side a picture has the same area."""
@@ -102,7 +97,7 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings, _Accepted]):
         data = media.mp4_bytes(pixels, request.fps, recipe if request.embed_recipe else None)
         watch.step("encode", 1, 1)
         steps, frames = request.num_inference_steps, request.num_frames
-        self._meter.count(watch.timings, request.width * request.height * frames, steps)
+        average(self._seconds, watch.timings, request.width * request.height * frames, steps)
         return [Output(data, MP4, request.seed, watch.timings, recipe, steps, frames, memory_retries=retries)]
 
     def _decoded(self, latents: torch.Tensor, request: Any, watch: Stopwatch) -> tuple[np.ndarray, int, int]:

@@ -81,7 +81,10 @@ def load_pipeline(stage: Stage, settings: StageSettings, device: str) -> LoadedP
             identity += f"+{lora.stem}@{sha256(lora)[:12]}*{settings.lora_scale:g}"
     memory.spare(pipeline, settings)
     speed.prepare(pipeline, settings)
-    memory.place(pipeline, settings.offload, device)
+    if settings.offload != "none" and device == "cpu":
+        rule = "spares the memory of a GPU, and this worker runs on the CPU; use none"
+        raise SettingsError(f"offload: {settings.offload} {rule}")
+    memory.place(pipeline, settings.offload, torch.device(device))
     deep_cache = DeepCache(pipeline.unet, settings.deep_cache) if settings.deep_cache else None
     speed.compile_unet(pipeline, settings)
     vocabulary = read_vocabulary(checkpoint.path)

@@ -36,14 +36,10 @@ def png_bytes(image: Image.Image, recipe: dict[str, Any] | None) -> bytes:
 
 
 def mp4_bytes(frames: np.ndarray, fps: int, recipe: dict[str, Any] | None) -> bytes:
-    """Frames as an MP4 file: H.264, yuv420p (BT.709), faststart, exactly these frames at exactly this rate.
+    """Frames (N×H×W×3 uint8, RGB; H and W even) as an MP4 file: H.264, yuv420p (BT.709), faststart, exactly these
+    frames at exactly this rate, with their recipe, if any, as its comment.
 
     One encoder thread, as x264's output depends on how many there are: 25 frames of 1024×576 take 0.25 s.
-
-    Args:
-        frames: N×H×W×3 uint8, RGB; H and W even.
-        fps: frames per second.
-        recipe: stored as the file's comment, if there is one.
 
     Raises:
         EncodingError: ffmpeg failed.

@@ -1,7 +1,6 @@
 """Memory of the device a stage runs on: what is free, what is kept off it, and what it means when it runs out."""
 
 import gc
-import logging
 import resource
 import traceback
 from collections.abc import Iterator
@@ -16,15 +15,8 @@ from cloudvid_schema.protocol import RequestError
 from cloudvid_serving.jobs import WorkerUnfit
 from cloudvid_stages.settings import SettingsError, StageSettings
 
-logger = logging.getLogger(__name__)
-
 _USABLE = 0.8
 """Share of the free memory that a decoding may plan with: convolutions want a workspace too."""
-
-
-def device_name(gpu_id: int | None) -> str:
-    """`cuda:N` where the server dealt a GPU and torch sees one, else `cpu`."""
-    return f"cuda:{gpu_id}" if gpu_id is not None and gpu_id >= 0 and torch.cuda.is_available() else "cpu"
 
 
 def free_memory(after: BaseException | None = None) -> None:
@@ -62,26 +54,15 @@ def frames_that_fit(vae: Any, width: int, height: int, device: torch.device) -> 
     return max(1, int(free_bytes(device) * _USABLE / frame))
 
 
-def place(pipeline: DiffusionPipeline, offload: str, device: str) -> None:
+def place(pipeline: DiffusionPipeline, offload: str, device: torch.device) -> None:
     """Move a pipeline to its device, or have its parts come there when they are needed.
 
     Raises:
-        SettingsError: there is nothing to offload from, or nothing was offloaded.
+        SettingsError: a part would never come there.
     """
     if offload == "none":
         pipeline.to(device)
-    elif device == "cpu":
-        raise SettingsError(f"offload: {offload} spares the memory of a GPU, and this worker runs on the CPU; use none")
-    else:
-        install_offload(pipeline, offload, torch.device(device))
-
-
-def install_offload(pipeline: DiffusionPipeline, offload: str, device: torch.device) -> None:
-    """Have a pipeline's parts come to a device when they are needed; it may be the CPU itself, for a test.
-
-    Raises:
-        SettingsError: a part stayed where it was.
-    """
+        return
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif offload == "sequential":

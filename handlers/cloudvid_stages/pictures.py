@@ -33,7 +33,6 @@ def open_picture(
     """The picture in a file as RGB, upright, transparent parts on black.
 
     Args:
-        data: the file.
         max_pixels: most pixels, held against the file's header before anything is decoded.
         check_size: told width and height of the header, before the picture is decoded and turned upright; what it
             raises is passed on.

@@ -15,26 +15,20 @@ from cloudvid_schema.protocol import MAX_DEPTH, RECIPE_KEY, Stage, depth
 
 _VERSIONS = {"cloudvid": __version__, "diffusers": version("diffusers"), "torch": str(torch.__version__)}
 
-NOT_PARAMETERS = {"metadata", "embed_recipe"}
-"""Fields of a request that do not shape its pixels."""
+_NOT_PARAMETERS = {"metadata", "embed_recipe"}  # of a request: they do not shape its pixels
 _MAX_RECIPE = 2**16  # characters; ours have about a thousand, and a caller's picture may hold anything
 
 
-def make_recipe(
-    stage: Stage, parameters: dict[str, Any], made_with: dict[str, Any], metadata: dict[str, Any] | None
-) -> dict[str, Any]:
-    """The recipe of one file. It holds no time and no host: the same request gives the same recipe.
+def make_recipe(stage: Stage, request: Any, made_with: dict[str, Any], **in_force: Any) -> dict[str, Any]:
+    """The recipe of a request's file. It holds no time and no host: the same request gives the same recipe.
 
     Args:
-        stage: which one made it.
-        parameters: in force.
-        made_with: the rest that shapes the pixels: `model`, `precision`, and of a stage's `settings` those that do.
-        metadata: the caller's.
+        made_with: what shapes the pixels beside the parameters: `model`, `precision`, the `settings` that do.
+        in_force: parameters whose value is not the request's own.
     """
-    recipe: dict[str, Any] = {"stage": str(stage), **made_with, "parameters": parameters, "versions": _VERSIONS}
-    if metadata is not None:
-        recipe["metadata"] = metadata
-    return recipe
+    parameters = request.model_dump(exclude=_NOT_PARAMETERS) | in_force
+    recipe = {"stage": str(stage), **made_with, "parameters": parameters, "versions": _VERSIONS}
+    return recipe if request.metadata is None else recipe | {"metadata": request.metadata}
 
 
 def recipe_text(recipe: dict[str, Any]) -> str:

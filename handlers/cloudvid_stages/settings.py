@@ -8,12 +8,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from cloudvid_schema.faults import faults_of
-from cloudvid_schema.protocol import MAX_IMAGE_BYTES, Stage
+from cloudvid_schema.faults import Fault, faults_of
+from cloudvid_schema.protocol import MAX_IMAGE_BYTES, RequestError, Stage
 
 Effect = Literal["exact", "last bits", "visible"]
 """What a setting does to the pixels: nothing, less than one can see (rounding in another order), or something."""
@@ -82,8 +82,30 @@ class StageSettings(BaseModel):
     @property
     def limits(self) -> dict[str, float]:
         """What a request may ask for, by the names of the settings that say so."""
-        named = {name: getattr(self, name) for name in type(self).model_fields if name.startswith("max_")}
-        return {name: limit for name, limit in named.items() if limit is not None}
+        return {name: limit for name, limit in self if name.startswith("max_") and limit is not None}
+
+    def check_limits(self, *, pixels: int, steps: int, frames: int = 1, prompt: str = "") -> None:
+        """Return where a request of so many pixels (of each frame) and denoising steps is within the limits.
+
+        Raises:
+            RequestError: 422, with every limit that it is over.
+        """
+        work = "width × height × frames × steps, in millions,"
+        limits = self.limits
+        measured = (
+            ("width", "width × height", pixels, "max_pixels"),
+            ("num_inference_steps", "num_inference_steps", steps, "max_steps"),
+            ("num_inference_steps", work, pixels * frames * steps / 1e6, "max_megapixel_steps"),
+            ("num_frames", "num_frames", frames, "max_frames"),
+            ("prompt", "its length in characters", len(prompt), "max_prompt"),
+        )
+        faults = [
+            Fault(place, f"{what} must be at most {limits[name]:g} on this server, and is {value:g}", has_value=False)
+            for place, what, value, name in measured
+            if name in limits and value > limits[name]
+        ]
+        if faults:
+            raise RequestError.invalid(faults)
 
     def in_force(self) -> dict[str, Any]:
         """Every setting but the limits and what says where the model is: a path of the server is private."""
@@ -174,20 +196,20 @@ class ImageToVideoSettings(StageSettings):
     """Maximum pixels of such a picture; decoding 16.8 million pixels takes up to 257 MiB."""
 
 
+SETTINGS: dict[Stage, type[StageSettings]] = {Stage.T2I: TextToImageSettings, Stage.I2V: ImageToVideoSettings}
 _OF_THE_MODEL = ("mirrors", "revision", "lora", "lora_scale")
 """Settings of the YAML that do not outlive its model, where the environment names another."""
-Settings = TypeVar("Settings", bound=StageSettings)
 
 
 def read_settings(
-    kind: type[Settings], stage: Stage, section: Mapping[str, Any], environment: Mapping[str, str] = os.environ
-) -> Settings:
+    stage: Stage, section: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> StageSettings:
     """The settings in force: the `handler:` section of the archive's YAML, and what the environment overrides of it.
 
     Raises:
         SettingsError: a value breaks its rule, the stage has no such setting, or two do not go together.
     """
-    values = dict(section)
+    kind, values = SETTINGS[stage], dict(section)
     prefix = f"CLOUDVID_{stage.upper()}_"
     for name, field in kind.model_fields.items():
         text = environment.get(prefix + name.upper(), "")

@@ -11,9 +11,6 @@ from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_
 
 from cloudvid_stages.settings import SettingsError, StageSettings
 
-_REPEATED_BLOCKS = ["BasicTransformerBlock", "TemporalBasicTransformerBlock"]
-"""Classes of the blocks that a UNet of this family repeats; diffusers names none for the spatio-temporal one."""
-
 
 def prepare(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
     """Lay out the weights as the settings say; before the pipeline goes to its device.
@@ -63,7 +60,8 @@ def compile_unet(pipeline: DiffusionPipeline, settings: StageSettings) -> None:
     if settings.compile == "full":
         unet.compile(fullgraph=True, dynamic=True)
         return
-    unet._repeated_blocks = _REPEATED_BLOCKS
+    # The blocks that a UNet of this family repeats: diffusers names none for the spatio-temporal one.
+    unet._repeated_blocks = ["BasicTransformerBlock", "TemporalBasicTransformerBlock"]
     try:
         unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
     except ValueError:

@@ -18,30 +18,25 @@ from cloudvid_schema.protocol import Description, Phase, RequestError, Stage
 from cloudvid_serving.jobs import Job, OnStep, Output, WorkerUnfit
 from cloudvid_stages.gpu import gpu_gauges
 from cloudvid_stages.loading import LoadedPipeline, load_pipeline
-from cloudvid_stages.memory import device_faults, device_name, peak_bytes
-from cloudvid_stages.recipe import NOT_PARAMETERS, make_recipe
+from cloudvid_stages.memory import device_faults, peak_bytes
+from cloudvid_stages.recipe import make_recipe
 from cloudvid_stages.settings import SettingsError, StageSettings, read_settings
 from cloudvid_stages.speed import graphs_compiled
-from cloudvid_stages.weights import SETTINGS
 
 logger = logging.getLogger(__name__)
 SettingsKind = TypeVar("SettingsKind", bound=StageSettings)
 AcceptedJob = TypeVar("AcceptedJob", bound=Job)
 
 
-class Meter:
-    """Seconds per million pixels, by phase, averaged so that the last ten requests or so count most."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def count(self, timings: dict[str, float], pixels: int, steps: int) -> None:
-        """Take in the timings (milliseconds) of a request of so many pixels over all frames, and denoising steps."""
-        for phase, per in (("denoise", steps), ("decode", 1)):
-            if phase in timings:
-                new = timings[phase] / 1000 / per / (pixels / 1e6)
-                old = self.seconds.get(phase, new)
-                self.seconds[phase] = old + (new - old) * 0.1
+def average(seconds: dict[str, float], timings: dict[str, float], pixels: int, steps: int) -> None:
+    """Update the seconds per million pixels of each phase with the timings (milliseconds) of a request of so many
+    pixels over all frames, and denoising steps; the last ten requests or so count most.
+    """
+    for phase, per in (("denoise", steps), ("decode", 1)):
+        if phase in timings:
+            new = timings[phase] / 1000 / per / (pixels / 1e6)
+            old = seconds.get(phase, new)
+            seconds[phase] = old + (new - old) * 0.1
 
 
 @dataclass
@@ -69,13 +64,6 @@ class Stopwatch:
         return tensors
 
 
-def _with_seed(job: Job) -> Job:
-    """A job whose request has a seed: its own, or one of the system's own randomness. No global generator moves."""
-    if job.request.seed is not None:
-        return job
-    return replace(job, request=job.request.model_copy(update={"seed": random.SystemRandom().randint(0, MAX_SEED)}))
-
-
 def generator(seed: int) -> torch.Generator:
     """A request's own generator. On the CPU, so that the starting noise is the same on every device."""
     return torch.Generator("cpu").manual_seed(seed)
@@ -93,17 +81,9 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
         self._loaded = loaded
         self._pipeline = loaded.pipeline
         self._settings = settings
-        self._meter = Meter()
-
-    @property
-    def identity(self) -> str:
-        """Identity of the model, `id@revision`."""
-        return self._loaded.identity
-
-    @property
-    def device(self) -> str:
-        """`cuda:N` or `cpu`."""
-        return str(self._loaded.device)
+        self._seconds: dict[str, float] = {}
+        self.identity = loaded.identity
+        self.device = str(loaded.device)
 
     @classmethod
     def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> Self:
@@ -111,13 +91,14 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
 
         Args:
             section: the `handler:` section of the archive's YAML.
-            gpu_id: the GPU that the server dealt this worker, if any.
+            gpu_id: the GPU that the server dealt this worker; None or -1 for none.
 
         Raises:
             SettingsError: a setting is wrong or without effect, or the model cannot be used.
         """
-        settings = cast(SettingsKind, read_settings(SETTINGS[cls.stage], cls.stage, section))
-        stage = cls(load_pipeline(cls.stage, settings, device_name(gpu_id)), settings)
+        settings = cast(SettingsKind, read_settings(cls.stage, section))
+        has_gpu = gpu_id is not None and gpu_id >= 0 and torch.cuda.is_available()
+        stage = cls(load_pipeline(cls.stage, settings, f"cuda:{gpu_id}" if has_gpu else "cpu"), settings)
         stage._warm_up()
         return stage
 
@@ -126,12 +107,14 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
         return Description(
             stage=self.stage,
             model=self.identity,
-            seconds=self._meter.seconds,
+            seconds=self._seconds,
             device=self.device,
             precision=self._loaded.precision,
             settings=self._settings.in_force(),
             limits=self._settings.limits,
             peak_memory=peak_bytes(self._loaded.device),
+            num_frames=self._pipeline.unet.config.get("num_frames"),
+            vocabulary=None if self._loaded.vocabulary is None else sorted(self._loaded.vocabulary),
         )
 
     def gauges(self) -> Mapping[str, float]:
@@ -148,9 +131,12 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
         groups: dict[Hashable, list[tuple[int, AcceptedJob]]] = {}
         for index, job in enumerate(jobs):
             try:
-                accepted = self._accept(_with_seed(job))
-                job.on_start(accepted.request.seed, self.identity)
-                groups.setdefault(self._kind(accepted) if self.batches else index, []).append((index, accepted))
+                seed = job.request.seed
+                if seed is None:
+                    seed = random.SystemRandom().randint(0, MAX_SEED)  # moves no global generator
+                accepted = self._accept(replace(job, request=job.request.model_copy(update={"seed": seed})))
+                job.on_start(seed, self.identity)
+                groups.setdefault(self._kind(accepted), []).append((index, accepted))
             except Exception as error:  # whatever it is, it is this request's outcome
                 outcomes[index] = error
         for group in groups.values():
@@ -190,7 +176,8 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
         """
 
     def _kind(self, accepted: AcceptedJob) -> Hashable:
-        """Requests of the same kind are carried out together."""
+        """Requests of the same kind are carried out together. By default each is of a kind of its own."""
+        return id(accepted)
 
     @abstractmethod
     def _carry_out(self, group: Sequence[AcceptedJob]) -> Sequence[Output | Exception]:
@@ -220,8 +207,7 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
             made_with["settings"] = shaping
         if batch_size > 1:
             made_with["batch_size"] = batch_size
-        parameters = request.model_dump(exclude=NOT_PARAMETERS) | in_force
-        return make_recipe(self.stage, parameters, made_with, request.metadata)
+        return make_recipe(self.stage, request, made_with, **in_force)
 
     @abstractmethod
     def _warm_up_job(self, size: Sequence[int], steps: int) -> Job:
@@ -256,6 +242,6 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
             logger.info("%s is warm at %s after %.1f s", self.stage, size or "its usual size", perf_counter() - began)
         if compiles and graphs_compiled() == before:
             raise SettingsError(f"compile: {self._settings.compile} compiled nothing")
-        if cache and cache.computed >= cache.calls:
+        if cache and not cache.reused:
             raise SettingsError("deep_cache left nothing out")
-        self._meter = Meter()  # compiling is no measure of a step
+        self._seconds = {}  # compiling is no measure of a step

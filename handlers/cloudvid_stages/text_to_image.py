@@ -3,13 +3,12 @@
 from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
-from cloudvid_schema.protocol import PNG, Description, RequestError, Stage, TextToImageRequest
+from cloudvid_schema.protocol import PNG, RequestError, Stage, TextToImageRequest
 from cloudvid_schema.vocabulary import vocabulary_warnings
 from cloudvid_serving.jobs import Job, Output
 from cloudvid_stages import media
-from cloudvid_stages.limits import check_limits
 from cloudvid_stages.settings import TextToImageSettings
-from cloudvid_stages.stage import PipelineStage, generator
+from cloudvid_stages.stage import PipelineStage, average, generator
 
 
 class TextToImage(PipelineStage[TextToImageSettings, Job]):
@@ -21,14 +20,9 @@ class TextToImage(PipelineStage[TextToImageSettings, Job]):
     batches: ClassVar[bool] = True
     smallest: ClassVar[str] = "64x64"
 
-    def describe(self) -> Description:
-        """What this worker says of itself."""
-        known = self._loaded.vocabulary
-        return super().describe().model_copy(update={"vocabulary": None if known is None else sorted(known)})
-
     def _accept(self, job: Job) -> Job:
         request, pixels = job.request, job.request.width * job.request.height
-        check_limits(self._settings, pixels=pixels, steps=request.num_inference_steps, prompt=request.prompt)
+        self._settings.check_limits(pixels=pixels, steps=request.num_inference_steps, prompt=request.prompt)
         return job
 
     def _kind(self, accepted: Job) -> Hashable:
@@ -64,7 +58,7 @@ class TextToImage(PipelineStage[TextToImageSettings, Job]):
             done = Output(data, PNG, request.seed, watch.timings, recipe, steps, together=len(group), warnings=warnings)
             outcomes.append(done)
         watch.step("encode", 1, 1)
-        self._meter.count(watch.timings, first.width * first.height * len(group), first.num_inference_steps)
+        average(self._seconds, watch.timings, first.width * first.height * len(group), first.num_inference_steps)
         return outcomes
 
     def _warm_up_job(self, size: Sequence[int], steps: int) -> Job:

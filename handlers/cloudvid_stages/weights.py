@@ -31,17 +31,10 @@ from huggingface_hub.errors import (
 
 from cloudvid_schema.protocol import Stage
 from cloudvid_stages.digests import PATTERNS, check_list, files_of, write_list
-from cloudvid_stages.settings import (
-    ImageToVideoSettings,
-    SettingsError,
-    StageSettings,
-    TextToImageSettings,
-    read_settings,
-)
+from cloudvid_stages.settings import SettingsError, StageSettings, read_settings
 
 PIPELINES = {Stage.T2I: "StableDiffusionPipeline", Stage.I2V: "StableVideoDiffusionPipeline"}
 """The diffusers class that each stage runs."""
-SETTINGS: dict[Stage, type[StageSettings]] = {Stage.T2I: TextToImageSettings, Stage.I2V: ImageToVideoSettings}
 _PARTS_WITH_WEIGHTS = ("unet", "vae", "text_encoder", "image_encoder", "safety_checker")
 _FP16 = re.compile(r"\.fp16(-\d+-of-\d+)?\.safetensors$")
 _PLAIN = re.compile(r"[a-z_]+(-\d+-of-\d+)?\.safetensors")  # no variant
@@ -100,41 +93,33 @@ def find(settings: StageSettings) -> Checkpoint:
         except HFValidationError as error:
             raise SettingsError(f"model {name!r} is neither a directory nor a Hub id: {error}") from None
         if isinstance(index, str):
-            return _checkpoint(name, str(Path(index).parent))
+            snapshot = Path(index).parent
+            return Checkpoint(snapshot, f"{name}@{snapshot.name}")
     raise SettingsError(f"{settings.model} is not in the Hub cache; `make weights` fetches it")
 
 
-def find_lora(settings: StageSettings) -> Path | None:
-    """The LoRA file that the settings name, if they name one, without touching the network.
+def find_lora(settings: StageSettings, may_fetch: bool = False) -> Path | None:
+    """The LoRA file that the settings name, if they name one; downloaded from the Hub only where that is allowed.
 
     Raises:
-        SettingsError: it is not on this machine, or is no safetensors file.
+        SettingsError: it is not on this machine or cannot be had, or is no safetensors file.
     """
     if (lora := getattr(settings, "lora", None)) is None:
         return None
-    if not lora.endswith(".safetensors") or not (_hub_file(lora) or Path(lora).expanduser().is_absolute()):
+    file, on_hub = Path(lora).expanduser(), _hub_file(lora)
+    if may_fetch and on_hub and not file.is_file():
+        try:
+            return Path(hf_hub_download(*on_hub))
+        except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+            raise SettingsError(f"lora: {on_hub[0]}: {_remedy(on_hub[0], None, error)}") from None
+    if not lora.endswith(".safetensors") or not (on_hub or file.is_absolute()):
         forms = "the absolute path of a .safetensors file, or one on the Hub (user/repository/file.safetensors)"
         raise SettingsError(f"lora: must be {forms}, got {lora}")
-    if (file := Path(lora).expanduser()).is_file():
+    if file.is_file():
         return file.resolve()
-    if (parts := _hub_file(lora)) and isinstance(found := try_to_load_from_cache(*parts), str):
+    if on_hub and isinstance(found := try_to_load_from_cache(*on_hub), str):
         return Path(found)
     raise SettingsError(f"lora: {lora} is neither a file nor in the Hub cache; `make weights` fetches it")
-
-
-def fetch_lora(settings: StageSettings) -> Path | None:
-    """The same, downloaded from the Hub where it is not here yet.
-
-    Raises:
-        SettingsError: it cannot be had.
-    """
-    lora = getattr(settings, "lora", None)
-    if lora is None or Path(lora).expanduser().is_file() or not (parts := _hub_file(lora)):
-        return find_lora(settings)
-    try:
-        return Path(hf_hub_download(*parts))
-    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
-        raise SettingsError(f"lora: {parts[0]}: {_remedy(parts[0], None, error)}") from None
 
 
 def _hub_file(name: str) -> tuple[str, str] | None:
@@ -160,12 +145,12 @@ def fetch(settings: StageSettings) -> Checkpoint:
             info = HfApi().model_info(name, revision=settings.revision)
             on_hub = [file.rfilename for file in info.siblings or ()]
             files = wanted_files(on_hub, settings.precision(torch.cuda.is_available()) == "fp16")
-            snapshot = snapshot_download(name, revision=settings.revision, allow_patterns=files)
+            snapshot = Path(snapshot_download(name, revision=settings.revision, allow_patterns=files))
         except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
             reasons.append(f"{name}: {_remedy(name, settings.revision, error)}")
             continue
-        _list(Path(snapshot), files)
-        return _checkpoint(name, snapshot)
+        _list(snapshot, files)
+        return Checkpoint(snapshot, f"{name}@{snapshot.name}")
     try:
         found = find(settings)  # a server must start again while the Hub is away
     except SettingsError:
@@ -183,12 +168,7 @@ def _list(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def wanted_files(files: Iterable[str], fp16: bool) -> list[str]:
-    """The files of a repository that a pipeline loads.
-
-    Args:
-        files: every file of the repository.
-        fp16: whether diffusers' fp16 variant is to be loaded where there is one.
-    """
+    """The files of a repository that a pipeline loads: of weights that are there in two precisions one, by `fp16`."""
     parts = [file for file in files if any(fnmatch(file, pattern) for pattern in PATTERNS)]
     weights = [file for file in parts if file.endswith(".safetensors")]
     wanted = [file for file in parts if file not in weights]
@@ -219,10 +199,6 @@ def _remedy(name: str, revision: str | None, error: Exception) -> str:
         (status is not None, f"the Hub answers {status}; try again later"),
     )
     return next((text for is_so, text in cases if is_so), str(error).strip().partition("\n")[0])
-
-
-def _checkpoint(name: str, snapshot: str) -> Checkpoint:
-    return Checkpoint(Path(snapshot), f"{name}@{Path(snapshot).name}")
 
 
 def fingerprint(directory: Path) -> str:
@@ -258,10 +234,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
     for stage in options.stages:
         section: dict[str, Any] = yaml.safe_load((options.settings / f"{stage}.yaml").read_text())["handler"]
         try:
-            settings = read_settings(SETTINGS[stage], stage, section)
+            settings = read_settings(stage, section)
             checkpoint = fetch(settings)
             checkpoint.check(stage)
-            fetch_lora(settings)
+            find_lora(settings, may_fetch=True)
             if options.list:
                 if Path(settings.model).expanduser().is_dir():  # else `fetch` has listed what it fetched
                     _list(checkpoint.path)

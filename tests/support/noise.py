@@ -18,7 +18,7 @@ from cloudvid_schema.parameters import MAX_SEED
 from cloudvid_schema.protocol import MP4, PNG, Description, Stage
 from cloudvid_serving.jobs import Output
 from cloudvid_stages import media
-from cloudvid_stages.recipe import NOT_PARAMETERS, digest_of, make_recipe, recipe_of_png
+from cloudvid_stages.recipe import digest_of, make_recipe, recipe_of_png
 from cloudvid_stages.settings import SettingsError
 
 CLIP = (3, 64, 64, 3)
@@ -65,10 +65,9 @@ class _Noise:
         self._seconds = {
             phase: seconds / (np.prod(shape) / 3e6) for phase, seconds in (("denoise", 0.01), ("decode", 0.005))
         }
-        parameters = request.model_dump(exclude=NOT_PARAMETERS) | {"seed": seed}
-        recipe = make_recipe(self.stage, parameters, {"model": self.identity, "precision": "fp32"}, request.metadata)
+        recipe = make_recipe(self.stage, request, {"model": self.identity, "precision": "fp32"}, seed=seed)
         embedded = recipe if request.embed_recipe else None
-        source = json.dumps(parameters, sort_keys=True) + self.identity
+        source = json.dumps(recipe["parameters"], sort_keys=True) + self.identity
         pixels = np.random.default_rng(list(digest_of(source.encode()).encode())).integers(0, 256, shape, np.uint8)
         if self.stage is Stage.T2I:
             data = media.png_bytes(Image.fromarray(pixels), embedded)

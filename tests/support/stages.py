@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from cloudvid_schema.protocol import ImageToVideoRequest, TextToImageRequest
-from cloudvid_serving.jobs import Job, ignore
+from cloudvid_serving.jobs import Job
 from cloudvid_stages.image_to_video import ImageToVideo
 from cloudvid_stages.settings import ImageToVideoSettings, TextToImageSettings
 from cloudvid_stages.text_to_image import TextToImage
@@ -19,7 +19,7 @@ def load(model, stage, gpu_id=None, **settings):
     return KINDS[stage][0].load({"model": str(model), **settings}, gpu_id)
 
 
-def run(loaded, request, picture=None, on_step=ignore):
+def run(loaded, request, picture=None, on_step=lambda *_: None):
     """The output of one request; its error is raised."""
     (outcome,) = loaded.run([Job(request, picture, on_step=on_step)])
     if isinstance(outcome, Exception):
