@@ -18,7 +18,7 @@ import requests
 
 from cloudvid import Client, CloudVidError, Generated, RenderOptions, Scene, StageStarted, parse_scenes, render
 from cloudvid.batch.events import BatchEvent, BatchFinished, SceneDone, SceneFailed, StageDone, StageRetried
-from cloudvid.batch.manifest import Entry, canonical, read_records
+from cloudvid.batch.manifest import Entry, read_records
 from cloudvid.batch.media import read_recipe
 from cloudvid.batch.progress import Asked
 from cloudvid.endpoints.connection import plain_session
@@ -99,7 +99,7 @@ def _checked_digest(folder: Path, made: Scene, stage: Stage, entry: Entry | None
     assert entry is not None, f"{made.id} has no {stage} on record"
     path = folder / entry.file
     assert sha256(path) == entry.sha256, f"{entry.file} is not what is on record"
-    recipe, request = read_recipe(path) or {}, canonical(Asked.of(made, stage).request)
+    recipe, request = read_recipe(path) or {}, Asked.of(made, stage).request.model_dump(mode="json")
     wrong = {name for name, value in recipe["parameters"].items() if request[name] not in (value, None)}
     assert not wrong, f"{entry.file} was made with another {sorted(wrong)}: {recipe}"
     assert entry.seed == request["seed"], f"{entry.file}: the answer names the seed {entry.seed}"

@@ -14,7 +14,7 @@ from cloudvid.batch import progress as progress_module
 from cloudvid.batch.events import SceneDone, StageDone
 from cloudvid.batch.gallery import Gallery
 from cloudvid.batch.manifest import Record
-from cloudvid.batch.progress import SceneProgress, State
+from cloudvid.batch.progress import SceneProgress
 from cloudvid.batch.scenes import Scene
 from support.fake_server import error
 from support.fake_torchserve import fake_torchserve
@@ -107,7 +107,7 @@ def test_a_redraw_costs_what_has_changed(monkeypatch):
     monkeypatch.setattr(progress_module, "request_digest", lambda request: requests.append("digest"))
     assert drawn.page() == first
     assert cards == requests == []
-    batch[7].state, batch[7].error = State.FAILED, "no luck"
+    batch[7].error = "no luck"
     drawn.changed(batch[7])
     second = drawn.page().decode()
     assert cards == [batch[7]]

@@ -10,14 +10,14 @@ import queue
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from cloudvid.batch import events
 from cloudvid.batch.gallery import NAME as GALLERY
 from cloudvid.batch.gallery import Gallery
 from cloudvid.batch.options import RenderOptions
-from cloudvid.batch.progress import SceneProgress, State
+from cloudvid.batch.progress import SceneProgress
 from cloudvid.batch.runner import Finished, Job, StageRunner
 from cloudvid.batch.scenes import Scene
 from cloudvid.batch.store import Store
@@ -64,23 +64,17 @@ def render(
         ServerUnavailable: the server is absent for longer than the patience, or refuses the token.
         OutputError: a file cannot be written; the folder is in use or (`UnusableFolder`) cannot be used.
     """
-    store = Store(Path(output_dir), disk)
-    try:
+    with closing(Store(Path(output_dir), disk)) as store:
         batch = _Batch(scenes, client, store, options or RenderOptions(), clock=clock, wait=wait)
         try:
             yield from batch.run()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit) as interruption:
             batch.leave()
-            yield batch.finished("interrupted")
-            raise
-        except GeneratorExit:
-            batch.leave()
+            if isinstance(interruption, KeyboardInterrupt):
+                yield batch.finished("interrupted")
             raise
         finally:
             batch.stop()
-    finally:
-        with suppress(OutputError):
-            store.close()
 
 
 class _Batch:
@@ -120,17 +114,18 @@ class _Batch:
         yield events.ModelsKnown(models=self._watch.models)
         while not self._is_unwritable() and not self._is_failed():
             self._give_up()
-            yield from self._dispatch()
-            if not self._running.total() and not any(self._queue(stage) for stage in Stage):
+            while stage := self._next_stage():
+                yield from self._begin(self._waiting[stage].popleft(), stage)
+            if not self._running.total():
                 break
             try:
                 item = self._inbox.get(timeout=_TICK_SECONDS)  # meanwhile a worker may become ready
             except queue.Empty:
                 continue
-            if not isinstance(item, Finished):
+            if isinstance(item, Finished):
+                yield from self._finish(item)
+            else:
                 yield item
-                continue
-            yield from self._finish(item)
         self.stop()
         if not self._is_unwritable():
             try:
@@ -143,11 +138,12 @@ class _Batch:
 
     def finished(self, stopped: str | None) -> events.BatchFinished:
         """The last event."""
+        ends = Counter(each.end for each in self._scenes)
         return events.BatchFinished(
             scenes=len(self._scenes),
-            done=self._count(State.DONE),
-            skipped=self._count(State.SKIPPED),
-            failed=self._count(State.FAILED),
+            done=ends["done"],
+            skipped=ends["skipped"],
+            failed=ends["failed"],
             requests=self._runner.requests,
             seconds=round(self._clock() - self._began, 3),
             stopped=stopped,
@@ -175,19 +171,12 @@ class _Batch:
         finally:
             self._store.close(self._order)
 
-    def _count(self, state: State) -> int:
-        return sum(each.state is state for each in self._scenes)
-
     def _is_failed(self) -> bool:
-        return self._options.fail_fast and self._count(State.FAILED) > 0
+        return self._options.fail_fast and any(each.end == "failed" for each in self._scenes)
 
     def _is_unwritable(self) -> bool:
         """Whether nothing more can be stored, including what is in progress."""
         return isinstance(self._fatal, OutputError) and not isinstance(self._fatal, NoRoom)
-
-    def _queue(self, stage: Stage) -> deque[SceneProgress]:
-        """Scenes that wait for a stage, as long as the stage can be used."""
-        return deque() if stage in self._lost else self._waiting[stage]
 
     def _give_up(self) -> None:
         """Stop waiting for a stage that the server has given up; the other one continues."""
@@ -197,13 +186,12 @@ class _Batch:
                 self._lost.add(stage)
                 self._fatal = error
 
-    def _dispatch(self) -> Iterator[events.BatchEvent]:
-        """Start what can be started, clips first: finishing a scene is worth more than beginning one."""
-        while stage := next((stage for stage in (Stage.I2V, Stage.T2I) if self._has_slot(stage)), None):
-            yield from self._begin(self._waiting[stage].popleft(), stage)
-
-    def _has_slot(self, stage: Stage) -> bool:
-        return bool(self._queue(stage)) and self._running[stage] < self._watch.slots(stage)
+    def _next_stage(self) -> Stage | None:
+        """A stage that can take a scene, clips first: finishing a scene is worth more than beginning one."""
+        for stage in (Stage.I2V, Stage.T2I):
+            if self._waiting[stage] and stage not in self._lost and self._running[stage] < self._watch.slots(stage):
+                return stage
+        return None
 
     def _begin(self, each: SceneProgress, stage: Stage) -> Iterator[events.BatchEvent]:
         """Send a scene to a stage, or pass it on if there is nothing to do."""
@@ -211,43 +199,28 @@ class _Batch:
         model = self._watch.models[stage]
         reason = "forced" if self._options.force else asked.reason_to_run(record, self._store.folder, model)
         if reason:
-            each.state = State.DRAWING if stage is Stage.T2I else State.ANIMATING
             each.has_run = True
             self._running[stage] += 1
             self._runner.start(Job(each, asked, reason))
         elif stage is Stage.T2I:
-            self._enqueue(each, Stage.I2V)
+            self._waiting[Stage.I2V].append(each)
         elif each.has_run:
             yield self._done(each)
         else:
-            each.state = State.SKIPPED
+            each.end = "skipped"
             yield events.SceneSkipped(scene=each.scene.id)
 
-    def _enqueue(self, each: SceneProgress, stage: Stage) -> None:
-        each.state = State.WAITING if stage is Stage.T2I else State.DRAWN
-        self._waiting[stage].append(each)
-
     def _finish(self, finished: Finished) -> Iterator[events.BatchEvent]:
-        job, entry, stage = finished.job, finished.entry, finished.job.asked.stage
+        job, result, stage = finished.job, finished.result, finished.job.asked.stage
         self._running[stage] = max(0, self._running[stage] - 1)  # the stage may have been given up
         self._gallery.changed(job.progress)
-        if entry is None:
-            yield from self._fail(job, finished.error or CloudVidError("no result"))
+        if isinstance(result, CloudVidError):
+            yield from self._fail(job, result)
             return
-        self._learn_model(stage, entry.model)
-        yield events.StageDone(
-            scene=job.scene,
-            stage=stage,
-            path=str(self._store.folder / entry.file),
-            size=entry.size,
-            sha256=entry.sha256,
-            seed=entry.seed,
-            model=entry.model,
-            seconds=round(finished.seconds, 3),
-            warnings=entry.warnings or (),
-        )
+        self._learn_model(stage, result.model)
+        yield result
         if stage is Stage.T2I:
-            self._enqueue(job.progress, Stage.I2V)
+            self._waiting[Stage.I2V].append(job.progress)
         else:
             yield self._done(job.progress)
         if self._clock() - self._drawn_at >= _GALLERY_SECONDS:
@@ -257,7 +230,7 @@ class _Batch:
     def _fail(self, job: Job, error: CloudVidError) -> Iterator[events.BatchEvent]:
         if isinstance(error, PictureChanged) and not job.progress.is_redrawn:
             job.progress.is_redrawn = True
-            self._enqueue(job.progress, Stage.T2I)
+            self._waiting[Stage.T2I].append(job.progress)
         elif isinstance(error, ServerUnavailable):
             self._lost.add(job.asked.stage)  # the other stage continues
             self._fatal = error
@@ -267,7 +240,7 @@ class _Batch:
         elif isinstance(error, OutputError) and error.errno not in _ONE_FILE:
             self._fatal = error
         else:
-            job.progress.state, job.progress.error = State.FAILED, str(error)
+            job.progress.end, job.progress.error = "failed", str(error)
             name = type(error).__name__
             yield events.SceneFailed(scene=job.scene, stage=job.asked.stage, error=name, message=str(error))
 
@@ -277,9 +250,10 @@ class _Batch:
             return
         self._watch.models[stage] = model
         for each in self._scenes:
-            if each.state is State.SKIPPED:
-                self._enqueue(each, Stage.T2I)
+            if each.end == "skipped":
+                each.end = None
+                self._waiting[Stage.T2I].append(each)
 
     def _done(self, each: SceneProgress) -> events.SceneDone:
-        each.state = State.DONE
+        each.end = "done"
         return events.SceneDone(scene=each.scene.id)

@@ -4,12 +4,13 @@ It links to the files beside it, needs no network and no scripts, and escapes ev
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 
-from cloudvid.batch.manifest import Entry, Record, canonical
+from cloudvid.batch.manifest import Entry, Record
 from cloudvid.batch.progress import Asked, SceneProgress
 from cloudvid.batch.toys import toy_note
 from cloudvid_schema.protocol import Stage
@@ -34,18 +35,15 @@ class Gallery:
 
     def page(self) -> bytes:
         """The HTML document."""
-        cards = [self._card(progress) for progress in self._scenes]
-        counts = {status: sum(card.status == status for card in cards) for status in ("done", "failed", "to do")}
+        for progress in self._scenes:
+            if (scene := progress.scene.id) not in self._cards:
+                self._cards[scene] = _Card(progress, self._record(scene), is_open=len(self._scenes) <= _MANY)
+        cards = [self._cards[progress.scene.id] for progress in self._scenes]
+        counts = Counter(card.status for card in cards)
         models = sorted({model for card in cards for model in card.models})
-        page = _ENVIRONMENT.get_template("gallery.html")
         cards_html = [card.html for card in cards]
+        page = _ENVIRONMENT.get_template("gallery.html")
         return page.render(cards=cards_html, counts=counts, models=models, note=toy_note(models)).encode()
-
-    def _card(self, progress: SceneProgress) -> "_Card":
-        scene = progress.scene.id
-        if scene not in self._cards:
-            self._cards[scene] = _Card(progress, self._record(scene), is_open=len(self._scenes) <= _MANY)
-        return self._cards[scene]
 
 
 class _Card:
@@ -81,12 +79,9 @@ def _is_current(asked: Asked, entry: Entry | None) -> bool:
 
 
 def _parameters(asked: Asked, entry: Entry | None) -> dict[str, str]:
-    request = entry.request if entry else canonical(asked.request)
-    shown = {
-        name: value
+    request = entry.request | {"seed": entry.seed} if entry else asked.request.model_dump(mode="json")
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
         for name, value in request.items()
         if value not in (None, "") and name not in ("prompt", "metadata", "embed_recipe")
     }
-    if entry:
-        shown["seed"] = entry.seed
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in shown.items()}

@@ -60,17 +60,12 @@ class Record(BaseModel):
         return self.t2i if stage is Stage.T2I else self.i2v
 
 
-def canonical(request: Request) -> dict[str, Any]:
-    """A request with all its parameters as plain JSON values."""
-    return request.model_dump(mode="json")
-
-
 def request_digest(request: Request) -> str:
     """sha256 over everything in a request that differs from the defaults.
 
     So a parameter that is added later, with a default, changes no digest; and a default must never change.
     """
-    return _digest(canonical(request))
+    return _digest(request.model_dump(mode="json"))
 
 
 def _digest(request: Mapping[str, Any]) -> str:

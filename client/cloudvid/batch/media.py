@@ -55,9 +55,8 @@ def _check_png(data: bytes) -> None:
         raise _Broken("its pixels lack their checksum")
 
 
-def _boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Name, start and end of each box's contents."""
-    end = len(data) if end is None else end
     while start < end:
         if start + 8 > end:
             raise _Broken(f"cut at byte {len(data)}")
@@ -73,8 +72,8 @@ def _boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tupl
 
 
 def _check_mp4(data: bytes) -> None:
-    names = [name for name, _, _ in _boxes(data)]
-    if missing := {b"ftyp", b"moov", b"mdat"} - set(names):
+    names = {name for name, _, _ in _boxes(data, 0, len(data))}
+    if missing := {b"ftyp", b"moov", b"mdat"} - names:
         raise _Broken(f"no box {sorted(missing)[0].decode()}")
 
 
@@ -82,13 +81,11 @@ def check_whole(data: bytes, media_type: str) -> None:
     """Return where the file is whole.
 
     Raises:
-        BrokenAnswer: it is cut or damaged, or is no PNG or MP4 file.
+        BrokenAnswer: it is cut or damaged, or is of another type.
     """
-    checks = {PNG: _check_png, MP4: _check_mp4}
+    check = {PNG: _check_png, MP4: _check_mp4}[media_type]
     try:
-        if media_type not in checks:
-            raise _Broken(f"neither {PNG} nor {MP4}")
-        checks[media_type](data)
+        check(data)
     except (_Broken, struct.error, zlib.error) as error:
         raise BrokenAnswer(f"the file is not whole ({media_type}): {error}") from None
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from cloudvid.batch.manifest import Record, read_records
 from cloudvid.batch.progress import Asked
 from cloudvid.batch.scenes import Scene
-from cloudvid.batch.store import MARGIN, most_bytes
+from cloudvid.batch.store import MARGIN, most_bytes, pixels
 from cloudvid_schema.files import DISK, Disk
-from cloudvid_schema.protocol import Description, ImageToVideoRequest, Request, Stage
+from cloudvid_schema.protocol import Description, Request, Stage
 from cloudvid_schema.sizes import DEFAULT_FRAMES, clip_size
 from cloudvid_schema.vocabulary import vocabulary_warnings
 
@@ -106,14 +106,8 @@ def make_plan(
 def _seconds(scene: Scene, request: Request, description: Description | None) -> float | None:
     if description is None or not {"denoise", "decode"} <= description.seconds.keys():
         return None
-    width, height = scene.t2i_params.width, scene.t2i_params.height
-    frames = 1
-    if isinstance(request, ImageToVideoRequest):
-        (width, height), _ = clip_size((width, height), request.width, request.height)
-        frames = request.num_frames or description.num_frames or DEFAULT_FRAMES
-    measured = description.seconds
-    seconds = measured["denoise"] * request.num_inference_steps + measured["decode"]
-    return width * height * frames / 1e6 * seconds
+    seconds = description.seconds["denoise"] * request.num_inference_steps + description.seconds["decode"]
+    return pixels(request, scene.t2i_params, description.num_frames or DEFAULT_FRAMES) / 1e6 * seconds
 
 
 def _size_warnings(scene: Scene) -> list[str]:

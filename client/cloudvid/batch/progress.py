@@ -1,9 +1,9 @@
 """A scene in a batch: what is requested, how far it is, and why a stage has to run."""
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from cloudvid.batch.manifest import Record, request_digest
 from cloudvid.batch.scenes import Scene
@@ -61,25 +61,14 @@ class Asked:
             return "file missing"
 
 
-class State(StrEnum):
-    """How far a scene is."""
-
-    WAITING = "waiting for its picture"
-    DRAWING = "its picture is being made"
-    DRAWN = "waiting for its clip"
-    ANIMATING = "its clip is being made"
-    DONE = "done"
-    SKIPPED = "nothing to do"
-    FAILED = "failed"
-
-
 @dataclass
 class SceneProgress:
     """A scene of a running batch."""
 
     scene: Scene
     asked: dict[Stage, Asked]
-    state: State = State.WAITING
+    end: Literal["done", "skipped", "failed"] | None = None
+    """How it ended; None while there is something to do."""
     has_run: bool = False
     """Whether this batch has sent a request for it."""
     is_redrawn: bool = False

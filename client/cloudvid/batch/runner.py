@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cloudvid.batch.events import BatchEvent, StageProgress, StageRetried, StageStarted
-from cloudvid.batch.manifest import Entry
+from cloudvid.batch.events import BatchEvent, StageDone, StageProgress, StageRetried, StageStarted
 from cloudvid.batch.media import check_whole
 from cloudvid.batch.options import RenderOptions
 from cloudvid.batch.progress import Asked, SceneProgress
@@ -38,12 +37,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a job: an entry that is on record, or an error."""
+    """The end of a job: a file that is on record, or an error."""
 
     job: Job
-    entry: Entry | None = None
-    seconds: float = 0.0
-    error: errors.CloudVidError | None = None
+    result: StageDone | errors.CloudVidError
 
 
 class _Stopped(Exception):
@@ -81,18 +78,29 @@ class StageRunner:
     def _run(self, job: Job) -> None:
         try:
             with self._store.room_for(job.asked.file, most_bytes(job.asked.request, job.progress.scene.t2i_params)):
-                result = self._send(job)
+                made = self._send(job)
                 self._pause()
-                entry = self._store.save(job.scene, job.asked, result)
-            self._report(Finished(job, entry, sum(result.timings.values()) / 1000))
+                path = self._store.save(job.scene, job.asked, made)
+            done = StageDone(
+                scene=job.scene,
+                stage=job.asked.stage,
+                path=str(path),
+                size=len(made.data),
+                sha256=made.sha256,
+                seed=made.seed,
+                model=made.model,
+                seconds=round(sum(made.timings.values()) / 1000, 3),
+                warnings=made.warnings,
+            )
+            self._report(Finished(job, done))
         except _Stopped:
             pass
         except errors.CloudVidError as error:
-            self._report(Finished(job, error=error))
+            self._report(Finished(job, error))
         except Exception as error:  # a bug must fail the scene instead of leaving the batch waiting for it
             logger.exception("%s of scene %s failed", job.asked.stage, job.scene)
             text = f"{job.asked.stage}: {type(error).__name__}: {error}"
-            self._report(Finished(job, error=errors.StageError(text)))
+            self._report(Finished(job, errors.StageError(text)))
 
     def _send(self, job: Job) -> Generated:
         stage = job.asked.stage
@@ -111,8 +119,8 @@ class StageRunner:
                     raise error from None
                 down_since = self._since_down(stage, down_since)
                 wait = self._wait(attempt)
-                name, text = type(error).__name__, str(error)
-                self._tell(job, StageRetried, error=name, message=text, wait_seconds=round(wait, 3))
+                name = type(error).__name__
+                self._tell(job, StageRetried, error=name, message=str(error), wait_seconds=round(wait, 3))
             self._pause(wait)
 
     def _cause(self, stage: Stage, error: errors.CloudVidError) -> errors.CloudVidError:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,7 @@ from pydantic_core import PydanticCustomError
 from cloudvid.endpoints.errors import InvalidSceneFile
 from cloudvid_schema import strict_json
 from cloudvid_schema.faults import Fault, faults_of, place_of, unknown_key
-from cloudvid_schema.parameters import (
-    MAX_SEED,
-    ImageToVideoParameters,
-    Prompt,
-    TextToImageOptions,
-    not_blank,
-)
+from cloudvid_schema.parameters import MAX_SEED, ImageToVideoParameters, Prompt, TextToImageOptions, not_blank
 from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequest
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -146,10 +140,9 @@ def parse_scenes(document: object) -> list[Scene]:
     faults: list[Fault] = []
     entries = document
     if isinstance(document, dict):
+        known = ("$schema", "scenes")
         faults += [
-            Fault(place_of((key,)), unknown_key(key, ["$schema", "scenes"]), has_value=False)
-            for key in document
-            if key not in ("$schema", "scenes")
+            Fault(place_of((key,)), unknown_key(key, known), has_value=False) for key in document if key not in known
         ]
         if not isinstance(document.get("$schema", ""), str):
             faults.append(Fault("$schema", "must be a string", document["$schema"]))
@@ -159,28 +152,17 @@ def parse_scenes(document: object) -> list[Scene]:
         raise InvalidSceneFile([*faults, Fault("scenes", rule, entries)])
     if not entries:
         faults.append(Fault("scenes", "must have at least one scene", entries))
-    scenes = []
+    scenes, twice = [], []
+    seen: dict[str, int] = {}  # systems that ignore case would give these ids the same files
     for index, entry in enumerate(entries):
         try:
             scenes.append(Scene.model_validate(entry))
         except ValidationError as error:
             faults += faults_of(error, Scene, f"scenes[{index}]")
-    faults += _ids_twice(entries)
-    if faults:
-        raise InvalidSceneFile(faults)
-    return scenes
-
-
-def _ids_twice(entries: Iterable[Any]) -> list[Fault]:
-    """Ids that would name the same file on a system that ignores case."""
-    faults, seen = [], dict[str, int]()
-    for index, entry in enumerate(entries):
         name = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(name, str):
-            continue
-        first = seen.setdefault(name.casefold(), index)
-        if first != index:
-            faults.append(
-                Fault(f"scenes[{index}].id", f"must be unique, whatever the case; scenes[{first}] has it", name)
-            )
-    return faults
+        if isinstance(name, str) and (first := seen.setdefault(name.casefold(), index)) != index:
+            rule = f"must be unique, whatever the case; scenes[{first}] has it"
+            twice.append(Fault(f"scenes[{index}].id", rule, name))
+    if faults or twice:
+        raise InvalidSceneFile([*faults, *twice])
+    return scenes

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cloudvid.batch.manifest import NAME as MANIFEST
-from cloudvid.batch.manifest import Entry, Record, canonical, line_of, read_records
+from cloudvid.batch.manifest import Entry, Record, line_of, read_records
 from cloudvid.batch.progress import Asked
 from cloudvid.endpoints.answers import Generated, writing
 from cloudvid.endpoints.errors import FolderInUse, NoRoom, PictureChanged, UnusableFolder
@@ -58,7 +58,7 @@ class Store:
             remove_leftovers(folder)
             self.records, is_tidy = read_records(folder)
             if not is_tidy:
-                self._rewrite(self.records.values())
+                self.write(MANIFEST, b"".join(map(line_of, self.records.values())))
         except BaseException:  # Ctrl-C included: release the lock
             os.close(self._lock)
             raise
@@ -94,15 +94,13 @@ class Store:
             raise PictureChanged(f"{path} has changed since it was made")
         return data
 
-    def save(self, scene: str, asked: Asked, result: Generated) -> Entry:
+    def save(self, scene: str, asked: Asked, result: Generated) -> Path:
         """Write a file, then its record: what the manifest names is always on the disk.
 
         Raises:
             OutputError: the file or the record cannot be written.
         """
-        path = self.folder / asked.file
-        with writing(path):
-            write_file(path, result.data, self._disk)
+        path = self.write(asked.file, result.data)
         record = self.record(scene)
         picture = record.t2i if asked.stage is Stage.I2V else None
         entry = Entry(
@@ -114,13 +112,13 @@ class Store:
             warnings=result.warnings or None,
             picture_sha256=picture.sha256 if picture else None,
             request_sha256=asked.digest,
-            request=canonical(asked.request),
+            request=asked.request.model_dump(mode="json"),
         )
         self.add(record.model_copy(update={asked.stage: entry}))  # a clip of another picture stays as such
-        return entry
+        return path
 
     def write(self, name: str, data: bytes) -> Path:
-        """Write another file of the batch.
+        """Write a file of the batch.
 
         Raises:
             OutputError: it cannot be written.
@@ -136,24 +134,21 @@ class Store:
             NoRoom: there is not enough space, given what is reserved for other files.
         """
         with self._room:
-            self._check_room(name, size)
+            free, longest = self._disk.free(self.folder), self._disk.longest()
+            record = self._path.stat().st_size if self._path.is_file() else 0
+            if longest is not None and longest < max(size, record + _OVERHEAD):
+                limit = f"files are limited to {longest:,} bytes here (ulimit -f)"
+                raise NoRoom(f"{name} may need {size:,} bytes, but {limit}", errno.EFBIG)
+            if free is not None and free < size + self._promised + MARGIN:
+                others = f" and files in progress {self._promised:,}" if self._promised else ""
+                text = f"{name} may need {size:,} bytes{others}, but {self.folder} has only {free:,} bytes left"
+                raise NoRoom(text, errno.ENOSPC)
             self._promised += size
         try:
             yield
         finally:
             with self._room:
                 self._promised -= size
-
-    def _check_room(self, name: str, size: int) -> None:
-        free, longest = self._disk.free(self.folder), self._disk.longest()
-        record = self._path.stat().st_size if self._path.is_file() else 0
-        if longest is not None and longest < max(size, record + _OVERHEAD):
-            limit = f"files are limited to {longest:,} bytes here (ulimit -f)"
-            raise NoRoom(f"{name} may need {size:,} bytes, but {limit}", errno.EFBIG)
-        if free is not None and free < size + self._promised + MARGIN:
-            others = f" and files in progress {self._promised:,}" if self._promised else ""
-            text = f"{name} may need {size:,} bytes{others}, but {self.folder} has only {free:,} bytes left"
-            raise NoRoom(text, errno.ENOSPC)
 
     def add(self, record: Record) -> None:
         """Write a scene's record to the disk.
@@ -195,20 +190,28 @@ class Store:
                 records = {**on_disk, **{scene: self.records[scene] for scene in self._added}}
                 first = [scene for scene in order if scene in records]
                 rest = sorted(records.keys() - set(first))
-                self._rewrite(records[scene] for scene in [*first, *rest])
+                self.write(MANIFEST, b"".join(line_of(records[scene]) for scene in [*first, *rest]))
         finally:
             with suppress(OSError):
                 os.ftruncate(self._lock, 0)
             os.close(self._lock)
 
-    def _rewrite(self, records: Iterable[Record]) -> None:
-        with writing(self._path):
-            write_file(self._path, b"".join(map(line_of, records)), self._disk)
+
+def pixels(request: Request, picture: TextToImageOptions, frames: int = DEFAULT_FRAMES) -> int:
+    """Number of pixels of a picture, or of all frames of a clip.
+
+    Args:
+        request: of the picture or the clip.
+        picture: parameters of the scene's picture.
+        frames: of a clip for which none are asked.
+    """
+    if isinstance(request, TextToImageRequest):
+        return request.width * request.height
+    (width, height), _ = clip_size((picture.width, picture.height), request.width, request.height)
+    return width * height * (request.num_frames or frames)
 
 
 def most_bytes(request: Request, picture: TextToImageOptions) -> int:
     """Upper bound of a file's size in bytes (noise does not compress), given the parameters of the scene's picture."""
-    if isinstance(request, TextToImageRequest):
-        return round(request.width * request.height * 3 * 1.01) + _OVERHEAD
-    (width, height), _ = clip_size((picture.width, picture.height), request.width, request.height)
-    return (request.num_frames or DEFAULT_FRAMES) * width * height * 3 // 2 + _OVERHEAD  # yuv420p
+    bytes_a_pixel = 3 * 1.01 if isinstance(request, TextToImageRequest) else 1.5  # RGB; yuv420p
+    return round(pixels(request, picture) * bytes_a_pixel) + _OVERHEAD
