@@ -22,7 +22,7 @@ from cloudvid.batch.events import (
     StageRetried,
     StageStarted,
 )
-from cloudvid.batch.options import RenderOptions
+from cloudvid.batch.runner import RenderOptions
 from cloudvid.batch.scenes import Scene, parse_scenes, read_scenes
 from cloudvid.client import Client
 from cloudvid.endpoints.answers import Generated

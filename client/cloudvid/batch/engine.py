@@ -16,9 +16,8 @@ from pathlib import Path
 from cloudvid.batch import events
 from cloudvid.batch.gallery import NAME as GALLERY
 from cloudvid.batch.gallery import Gallery
-from cloudvid.batch.options import RenderOptions
 from cloudvid.batch.progress import SceneProgress
-from cloudvid.batch.runner import Finished, Job, StageRunner
+from cloudvid.batch.runner import Finished, Job, RenderOptions, StageRunner
 from cloudvid.batch.scenes import Scene
 from cloudvid.batch.store import Store
 from cloudvid.batch.watch import Watch
@@ -65,11 +64,13 @@ def render(
         OutputError: a file cannot be written; the folder is in use or (`UnusableFolder`) cannot be used.
     """
     with closing(Store(Path(output_dir), disk)) as store:
-        batch = _Batch(scenes, client, store, options or RenderOptions(), clock=clock, wait=wait)
+        batch = _Batch(scenes, StageRunner(client, store, options or RenderOptions(), clock, wait))
         try:
             yield from batch.run()
         except (KeyboardInterrupt, GeneratorExit) as interruption:
-            batch.leave()
+            batch.stop()
+            with suppress(OutputError):
+                batch.draw_gallery()
             if isinstance(interruption, KeyboardInterrupt):
                 yield batch.finished("interrupted")
             raise
@@ -78,27 +79,17 @@ def render(
 
 
 class _Batch:
-    """The state of a batch. Apart from the store and the inbox, only the generator's thread touches it."""
+    """The state of a batch. Apart from the runner, only the generator's thread touches it."""
 
-    def __init__(
-        self,
-        scenes: Sequence[Scene],
-        client: Client,
-        store: Store,
-        options: RenderOptions,
-        *,
-        clock: Callable[[], float],
-        wait: Callable[[int], float],
-    ) -> None:
-        self._began = self._drawn_at = clock()
-        self._store, self._options, self._clock = store, options, clock
+    def __init__(self, scenes: Sequence[Scene], runner: StageRunner) -> None:
+        self._runner, self._store, self._clock = runner, runner.store, runner.clock
+        self._options = options = runner.options
+        self._began = self._drawn_at = self._clock()
         self._order = [scene.id for scene in scenes]
         everything = [SceneProgress.of(scene, options.embed_recipe) for scene in scenes]
         self._scenes = [each for each in everything if not options.only or each.scene.id in options.only]
-        self._gallery = Gallery(everything, store.record)
-        self._inbox: queue.SimpleQueue[events.BatchEvent | Finished] = queue.SimpleQueue()
-        self._runner = StageRunner(client, store, options, self._inbox.put, clock=clock, wait=wait)
-        self._watch = Watch(client.server, options.concurrency)
+        self._gallery = Gallery(everything, self._store.record)
+        self._watch = Watch(runner.client.server, options.concurrency)
         self._waiting = {Stage.T2I: deque(self._scenes), Stage.I2V: deque[SceneProgress]()}
         self._running: Counter[Stage] = Counter()
         self._lost: set[Stage] = set()
@@ -119,7 +110,7 @@ class _Batch:
             if not self._running.total():
                 break
             try:
-                item = self._inbox.get(timeout=_TICK_SECONDS)  # meanwhile a worker may become ready
+                item = self._runner.inbox.get(timeout=_TICK_SECONDS)  # meanwhile a worker may become ready
             except queue.Empty:
                 continue
             if isinstance(item, Finished):
@@ -154,20 +145,15 @@ class _Batch:
         self._watch.stop()
         self._runner.stop()
 
-    def leave(self) -> None:
-        """End an interrupted batch, with a gallery of what exists."""
-        self.stop()
-        with suppress(OutputError):
-            self._draw_gallery()
-
-    def _draw_gallery(self) -> None:
+    def draw_gallery(self) -> None:
+        """Show what exists."""
         self._drawn_at = self._clock()
         self._store.write(GALLERY, self._gallery.page())
 
     def _settle(self) -> None:
         """End a batch that has run its course."""
         try:
-            self._draw_gallery()
+            self.draw_gallery()
         finally:
             self._store.close(self._order)
 
@@ -217,7 +203,9 @@ class _Batch:
         if isinstance(result, CloudVidError):
             yield from self._fail(job, result)
             return
-        self._learn_model(stage, result.model)
+        if self._watch.models[stage] != result.model:
+            self._watch.models[stage] = result.model
+            self._recheck()
         yield result
         if stage is Stage.T2I:
             self._waiting[Stage.I2V].append(job.progress)
@@ -225,7 +213,7 @@ class _Batch:
             yield self._done(job.progress)
         if self._clock() - self._drawn_at >= _GALLERY_SECONDS:
             with suppress(OutputError):  # the one at the end counts
-                self._draw_gallery()
+                self.draw_gallery()
 
     def _fail(self, job: Job, error: CloudVidError) -> Iterator[events.BatchEvent]:
         if isinstance(error, PictureChanged) and not job.progress.is_redrawn:
@@ -244,11 +232,8 @@ class _Batch:
             name = type(error).__name__
             yield events.SceneFailed(scene=job.scene, stage=job.asked.stage, error=name, message=str(error))
 
-    def _learn_model(self, stage: Stage, model: str) -> None:
-        """Check the skipped scenes again if they were compared with another model, or with none."""
-        if self._watch.models[stage] == model:
-            return
-        self._watch.models[stage] = model
+    def _recheck(self) -> None:
+        """Check the skipped scenes again, which were compared with another model, or with none."""
         for each in self._scenes:
             if each.end == "skipped":
                 each.end = None

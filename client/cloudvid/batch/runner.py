@@ -1,14 +1,14 @@
-"""Runs one stage of one scene: send, retry as the failure table says, store."""
+"""Runs one stage of one scene as the options say: send, retry as the failure table says, store."""
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from cloudvid.batch.events import BatchEvent, StageDone, StageProgress, StageRetried, StageStarted
 from cloudvid.batch.media import check_whole
-from cloudvid.batch.options import RenderOptions
 from cloudvid.batch.progress import Asked, SceneProgress
 from cloudvid.batch.store import Store, most_bytes
 from cloudvid.client import Client
@@ -19,6 +19,27 @@ from cloudvid_schema.protocol import MEDIA_TYPE, Progress, Stage, Started
 
 logger = logging.getLogger(__name__)
 _LOOKS, _LOOK_SECONDS = 5, 0.1  # TorchServe closes a dead worker's answers just before it counts the worker as down
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """How a batch is carried out."""
+
+    force: bool = False
+    """Make everything again."""
+    only: Collection[str] = ()
+    """Ids of the scenes to make; empty for all."""
+    fail_fast: bool = False
+    """Stop at the first scene that fails."""
+    retries: int = 4
+    """How often a request is sent again in total; waiting for a busy or absent server does not count."""
+    patience: float = 900.0
+    """Seconds to wait for a server that is busy or absent before a request is given up."""
+    embed_recipe: bool = True
+    """Whether the files carry their recipe."""
+    concurrency: Mapping[Stage, int] = field(default_factory=dict)
+    """Concurrent requests for a stage whose workers cannot be counted; default: the workers that a proxy counts on one
+    host, else 1."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +68,21 @@ class _Stopped(Exception):
     """The batch has ended, so this job's result is not wanted."""
 
 
+@dataclass
 class StageRunner:
-    """Runs jobs, each in a thread of its own, which calls `report` with events and with the job's end."""
+    """Runs jobs, each in a thread of its own, which puts events and the job's end into the inbox."""
 
-    def __init__(
-        self,
-        client: Client,
-        store: Store,
-        options: RenderOptions,
-        report: Callable[[BatchEvent | Finished], None],
-        *,
-        clock: Callable[[], float],
-        wait: Callable[[int], float],
-    ) -> None:
-        self._client, self._store, self._options, self._report = client, store, options, report
-        self._clock, self._wait = clock, wait
-        self._stop = threading.Event()
-        self._counting = threading.Lock()
-        self.requests = 0
-        """Number of POSTs so far."""
+    client: Client
+    store: Store
+    options: RenderOptions
+    clock: Callable[[], float]
+    wait: Callable[[int], float]
+    """Seconds before the n-th attempt."""
+    inbox: SimpleQueue[BatchEvent | Finished] = field(default_factory=SimpleQueue)
+    requests: int = 0
+    """Number of POSTs so far."""
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+    _stop: threading.Event = field(default_factory=threading.Event)
 
     def start(self, job: Job) -> None:
         """Start a job. Its thread is a daemon: a program that ends does not wait for a clip of minutes."""
@@ -77,10 +94,10 @@ class StageRunner:
 
     def _run(self, job: Job) -> None:
         try:
-            with self._store.room_for(job.asked.file, most_bytes(job.asked.request, job.progress.scene.t2i_params)):
+            with self.store.room_for(job.asked.file, most_bytes(job.asked.request, job.progress.scene.t2i_params)):
                 made = self._send(job)
                 self._pause()
-                path = self._store.save(job.scene, job.asked, made)
+                path = self.store.save(job.scene, job.asked, made)
             done = StageDone(
                 scene=job.scene,
                 stage=job.asked.stage,
@@ -92,19 +109,19 @@ class StageRunner:
                 seconds=round(sum(made.timings.values()) / 1000, 3),
                 warnings=made.warnings,
             )
-            self._report(Finished(job, done))
+            self.inbox.put(Finished(job, done))
         except _Stopped:
             pass
         except errors.CloudVidError as error:
-            self._report(Finished(job, error))
+            self.inbox.put(Finished(job, error))
         except Exception as error:  # a bug must fail the scene instead of leaving the batch waiting for it
             logger.exception("%s of scene %s failed", job.asked.stage, job.scene)
             text = f"{job.asked.stage}: {type(error).__name__}: {error}"
-            self._report(Finished(job, errors.StageError(text)))
+            self.inbox.put(Finished(job, errors.StageError(text)))
 
     def _send(self, job: Job) -> Generated:
         stage = job.asked.stage
-        tries = Tries(self._options.retries, self._options.patience, self._clock)
+        tries = Tries(self.options.retries, self.options.patience, self.clock)
         attempt = 0
         down_since: float | None = None
         while True:
@@ -118,7 +135,7 @@ class StageRunner:
                 if not tries.allow(error):
                     raise error from None
                 down_since = self._since_down(stage, down_since)
-                wait = self._wait(attempt)
+                wait = self.wait(attempt)
                 name = type(error).__name__
                 self._tell(job, StageRetried, error=name, message=str(error), wait_seconds=round(wait, 3))
             self._pause(wait)
@@ -129,7 +146,7 @@ class StageRunner:
             return error
         for _ in range(_LOOKS):
             try:
-                seen = self._client.server.manage(stage)
+                seen = self.client.server.manage(stage)
             except errors.CloudVidError:
                 return error
             if seen.ready < len(seen.workers):
@@ -144,23 +161,23 @@ class StageRunner:
             errors.Unhealthy: for longer than a worker needs to restart.
         """
         try:
-            seen = self._client.server.look(stage)
+            seen = self.client.server.look(stage)
         except errors.CloudVidError:
             return None
         if not seen.unhealthy or seen.ready:
             return None
-        now = self._clock()
+        now = self.clock()
         since = now if since is None else since
         if now - since >= DOWN_SECONDS:
             raise errors.Unhealthy(f"{stage}: workers fail to start; see the server's log")
         return since
 
     def _send_once(self, job: Job) -> Generated:
-        picture = self._store.picture(job.scene) if job.asked.stage is Stage.I2V else None
+        picture = self.store.picture(job.scene) if job.asked.stage is Stage.I2V else None
         self._pause()
         with self._counting:
             self.requests += 1
-        result = self._client.send(job.asked.request, picture, on_event=lambda event: self._pass_on(job, event))
+        result = self.client.send(job.asked.request, picture, on_event=lambda event: self._pass_on(job, event))
         check_whole(result.data, MEDIA_TYPE[job.asked.stage])
         return result
 
@@ -175,4 +192,4 @@ class StageRunner:
             raise _Stopped
 
     def _tell(self, job: Job, event: Callable[..., BatchEvent], **values: Any) -> None:
-        self._report(event(scene=job.scene, stage=job.asked.stage, **values))
+        self.inbox.put(event(scene=job.scene, stage=job.asked.stage, **values))

@@ -44,7 +44,7 @@ class Store:
         self.folder, self._disk = folder, disk
         self._room = threading.Lock()
         self._promised = 0
-        self._added: set[str] = set()
+        self._added: dict[str, Record] = {}
         self._writing = threading.Lock()
         self._is_closed = False
         self._begins_line = True
@@ -170,8 +170,7 @@ class Store:
                 self._begins_line = True
             finally:
                 os.close(handle)
-            self.records[record.id] = record
-            self._added.add(record.id)
+            self.records[record.id] = self._added[record.id] = record
 
     def close(self, order: Iterable[str] | None = None) -> None:
         """Release the folder, once. With the scenes' order, also sort the file and reduce it to one line per scene.
@@ -187,10 +186,9 @@ class Store:
             if order is not None:
                 # Without working locks, another batch may have recorded more about scenes that this one did not touch.
                 on_disk, _ = read_records(self.folder)
-                records = {**on_disk, **{scene: self.records[scene] for scene in self._added}}
-                first = [scene for scene in order if scene in records]
-                rest = sorted(records.keys() - set(first))
-                self.write(MANIFEST, b"".join(line_of(records[scene]) for scene in [*first, *rest]))
+                records = on_disk | self._added
+                ordered = dict.fromkeys([*order, *sorted(records)])
+                self.write(MANIFEST, b"".join(line_of(records[scene]) for scene in ordered if scene in records))
         finally:
             with suppress(OSError):
                 os.ftruncate(self._lock, 0)

@@ -1,6 +1,6 @@
 """Notes about files made by toy models."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from cloudvid_schema.protocol import DEMO_MODEL, TINY_MODEL
 
@@ -13,8 +13,7 @@ _NOTES = {
 }
 
 
-def toy_note(models: Iterable[str]) -> str | None:
+def toy_note(models: Collection[str]) -> str | None:
     """What to say about files that these models made, or None if none of them is a toy."""
-    made_by = set(models)
-    notes = [note for name, note in _NOTES.items() if any(model.startswith(name) for model in made_by)]
+    notes = [note for name, note in _NOTES.items() if any(model.startswith(name) for model in models)]
     return "; some are ".join(notes) or None

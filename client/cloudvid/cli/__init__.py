@@ -36,13 +36,6 @@ app.command("wait")(server.wait)
 app.command("doctor")(server.doctor)
 
 
-def exit_code(error: errors.CloudVidError) -> int:
-    """The exit code of an error that ended the program."""
-    if isinstance(error, errors.InvalidInput | errors.UnusableFolder):
-        return 2
-    return 3 if isinstance(error, errors.ServerUnavailable) else 1
-
-
 def main() -> None:
     """Run the command line."""
     try:
@@ -50,6 +43,7 @@ def main() -> None:
     except errors.CloudVidError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(exit_code(error))
+        is_input = isinstance(error, errors.InvalidInput | errors.UnusableFolder)
+        sys.exit(2 if is_input else 3 if isinstance(error, errors.ServerUnavailable) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -53,21 +53,16 @@ def _takes(
     """A decorator that replaces a command's parameter with options, and makes its value of theirs."""
 
     def decorate(command: Command) -> Command:
+        @functools.wraps(command)
         def run(**values: Any) -> None:
-            value = make({parameter.name: values.pop(parameter.name) for parameter in added})
-            command(**{removed: value}, **values)
+            values[removed] = make({option.name: values.pop(option.name) for option in added})
+            command(**values)
 
-        signature = inspect.signature(command)
-        kept = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in signature.parameters.values()
-            if parameter.name != removed
-        ]
-        parameters = [*kept, *added]
-        functools.update_wrapper(run, command)
-        del run.__wrapped__  # type: ignore[attr-defined]  # typer would follow it to the original signature
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        taken = dict(inspect.signature(command).parameters)
+        del taken[removed]
+        options = [*(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in taken.values()), *added]
+        run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+        run.__annotations__ = {option.name: option.annotation for option in options}
         return run
 
     return decorate
@@ -85,7 +80,7 @@ def takes_parameters(model: type[BaseModel], *, positional: str = "") -> Callabl
     """
     added = []
     for name, field in model.model_fields.items():
-        kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind in (int, float, str)]
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if kind in (int, float, str)]
         if name != positional:
-            added.append(_optional(name, kinds[0] if kinds else str, field.description or "", show_default=False))
+            added.append(_optional(name, [*kinds, str][0], field.description or "", show_default=False))
     return _takes("parameters", added, dict)

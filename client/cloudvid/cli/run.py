@@ -13,7 +13,7 @@ from rich.console import Console
 
 from cloudvid.batch.engine import render
 from cloudvid.batch.events import BatchEvent, BatchFinished, ModelsKnown
-from cloudvid.batch.options import RenderOptions
+from cloudvid.batch.runner import RenderOptions
 from cloudvid.batch.scenes import read_scenes
 from cloudvid.cli.options import OutputDir, SceneFile, takes_client
 from cloudvid.cli.status import said_once

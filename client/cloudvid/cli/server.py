@@ -57,11 +57,11 @@ def ps(
 
 
 def _documents(found: Mapping[Stage, Seen]) -> dict[str, Any]:
-    return {"stages": [_document(stage, seen) for stage, seen in found.items()]}
-
-
-def _document(stage: Stage, seen: Seen) -> dict[str, Any]:
-    return {"stage": stage, "error": str(seen)} if isinstance(seen, CloudVidError) else seen.model_dump(mode="json")
+    stages = [
+        {"stage": stage, "error": str(seen)} if isinstance(seen, CloudVidError) else seen.model_dump(mode="json")
+        for stage, seen in found.items()
+    ]
+    return {"stages": stages}
 
 
 @contextmanager
@@ -96,35 +96,31 @@ def scale(
             print(f"{stage}: {text} ({time.monotonic() - began:.0f} s)", file=out, flush=True)
         shown = text
 
-    error: NotScaled | None = None
+    def finish(seen: StageStatus, **more: Any) -> None:
+        if json:
+            seconds = round(time.monotonic() - began, 3)
+            print(json_format.dumps({**seen.model_dump(mode="json"), "scaled": not more, "seconds": seconds, **more}))
+
     try:
-        seen = client.scale(stage, workers, max_workers=max_workers, timeout=timeout, on_status=show)
-    except NotScaled as failed:
-        error, seen = failed, failed.status
-    if json:
-        document = _document(stage, seen) | {"scaled": error is None, "seconds": round(time.monotonic() - began, 3)}
-        print(json_format.dumps(document | ({"error": str(error)} if error else {})))
-    if error:
-        raise error
+        finish(client.scale(stage, workers, max_workers=max_workers, timeout=timeout, on_status=show))
+    except NotScaled as error:
+        finish(error.status, error=str(error))
+        raise
 
 
 @takes_client
 def wait(client: Client, timeout: _Timeout = 600.0, stage: _Stages = None, json: Json = False) -> None:
     """Wait until each stage has a ready worker."""
     stages = stage or list(Stage)
-    error: ServerUnavailable | None = None
     try:
         client.wait_until_ready(*stages, timeout=timeout, on_wait=said_once())
-    except ServerUnavailable as failed:
-        error = failed
+    except ServerUnavailable as error:
+        if json:
+            print(json_format.dumps({"ready": False, **_documents(look_at(client, stages)), "error": str(error)}))
+        raise
     if json:
-        told = {"ready": error is None} | _documents(look_at(client, stages))
-        print(json_format.dumps(told | ({"error": str(error)} if error else {})))
-    if error:
-        raise error
-    if json:
-        return
-    if all(client.server.look(stage).counted_by != "nothing" for stage in stages):
+        print(json_format.dumps({"ready": True, **_documents(look_at(client, stages))}))
+    elif all(client.server.look(stage).counted_by != "nothing" for stage in stages):
         print("both stages are ready" if len(set(stages)) > 1 else f"{stages[0]} is ready")
     else:
         print("the server answers; its workers cannot be counted (neither the management API nor a proxy can be asked)")
@@ -144,8 +140,7 @@ def doctor(client: Client, output_dir: OutputDir = Path("output"), json: Json = 
     else:
         counts = Counter(finding.level for finding in findings)
         print(f"{_count(counts['problem'], 'problem')}, {_count(counts['note'], 'note')}")
-    if code := exit_code(findings):
-        raise typer.Exit(code)
+    raise typer.Exit(exit_code(findings))
 
 
 def exit_code(findings: list[Finding]) -> int:

@@ -8,7 +8,7 @@ from cloudvid.client import Client
 from cloudvid.endpoints.answers import plain
 from cloudvid.endpoints.errors import CloudVidError, ServerUnavailable
 from cloudvid.server.state import StageStatus
-from cloudvid_schema.protocol import Stage
+from cloudvid_schema.protocol import Description, Stage
 
 HEADINGS = ("stage", "workers", "queue", "device", "dtype", "s/step/Mpx", "memory", "model")
 _COMMIT = 12  # characters that identify a commit
@@ -43,7 +43,7 @@ def table(found: Mapping[Stage, Seen]) -> str:
             rows.append((stage, "unknown", *[_UNKNOWN] * (len(HEADINGS) - 2)))
             notes.append(f"{stage}: {seen}")
         else:
-            rows.append(tuple(plain(cell) for cell in _row(seen)))
+            rows.append(tuple(plain(cell) or _UNKNOWN for cell in _row(seen)))
             notes += _notes(seen)
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -51,28 +51,20 @@ def table(found: Mapping[Stage, Seen]) -> str:
 
 
 def _row(seen: StageStatus) -> tuple[str, ...]:
-    told = seen.description
-    pace = told.seconds.get("denoise") if told else None
-    unknown = "busy" if seen.busy else _UNKNOWN
+    """The cells of a stage; an empty one is not known."""
+    told = seen.description or Description(stage=seen.stage, model="busy" if seen.busy else "")
+    gpus = sorted({worker.gpu for worker in seen.workers if worker.gpu is not None})
+    name, at, revision = told.model.partition("@")
     return (
         seen.stage,
         workers_text(seen),
         str(seen.queue),
-        (told.device if told else "") or _gpus(seen) or _UNKNOWN,
-        (told.precision if told else "") or _UNKNOWN,
-        f"{pace:.2f}" if pace is not None else _UNKNOWN,
+        told.device or ",".join(f"cuda:{gpu}" for gpu in gpus),
+        told.precision,
+        f"{told.seconds['denoise']:.2f}" if "denoise" in told.seconds else "",
         _memory(seen),
-        _model(told.model) if told else unknown,
+        name + at + revision[:_COMMIT],
     )
-
-
-def _model(identity: str) -> str:
-    name, at, revision = identity.partition("@")
-    return name + at + revision[:_COMMIT]
-
-
-def _gpus(seen: StageStatus) -> str:
-    return ",".join(f"cuda:{gpu}" for gpu in sorted({worker.gpu for worker in seen.workers if worker.gpu is not None}))
 
 
 def _memory(seen: StageStatus) -> str:
@@ -82,7 +74,7 @@ def _memory(seen: StageStatus) -> str:
     gpus = {worker.gpu: worker.gpu_memory for worker in seen.workers if worker.gpu_memory is not None}
     peak = seen.description.peak_memory if seen.description else None
     parts = (("", resident), ("GPU ", sum(gpus.values())), ("peak ", peak))
-    return ", ".join(f"{name}{size / 1e9:.1f} GB" for name, size in parts if size) or _UNKNOWN
+    return ", ".join(f"{name}{size / 1e9:.1f} GB" for name, size in parts if size)
 
 
 def _notes(seen: StageStatus) -> list[str]:
