@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cloudvid import CloudVidError, InvalidSceneFile, parse_scenes, read_scenes
-from cloudvid.batch.manifest import NAME, Record, read_records, request_digest
+from cloudvid.batch.manifest import MANIFEST, Record, read_records, request_digest
 from cloudvid.batch.scenes import Scene, scene_schema
 from cloudvid.endpoints import answers, errors
 from cloudvid.endpoints.failures import Tries, tries_of
@@ -183,7 +183,7 @@ def _response(chunks: list[bytes], headers: dict[str, str]) -> Any:
 
 def manifests(folder: Path, lines: list[bytes]) -> bool:
     """The last whole line of each scene counts, whatever stands between."""
-    path, text = folder / NAME, b"".join(lines)
+    path, text = folder / MANIFEST, b"".join(lines)
     path.write_bytes(text)
     expected: dict[str, Record] = {}
     whole = 0

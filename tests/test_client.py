@@ -257,7 +257,7 @@ def test_a_proxys_ready_count_decides_unless_one_is_given():
             while not watch.is_ready(timeout=10):
                 pass
             watch.stop()
-            assert watch.slots(Stage.T2I) == expected
+            assert watch.slots[Stage.T2I] == expected
 
 
 class Silent(requests.Session):

@@ -93,7 +93,7 @@ def test_one_request_more_than_workers_that_are_ready(looked_at):
     watch, server = looked_at
     for ready, requests in ((3, 4), (1, 2), (0, 2), (12, 13)):
         server.await_look(ready=ready, unhealthy=False)
-        assert watch.slots(Stage.T2I) == requests
+        assert watch.slots[Stage.T2I] == requests
 
 
 def test_a_watch_that_is_stopped_looks_no_more(looked_at):

@@ -53,7 +53,7 @@ def test_quiet_prints_paths_and_nothing_else(fake, tmp_path):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("view", [JsonView, QuietView, lambda: PlainView(sys.stdout)])
+@pytest.mark.parametrize("view", [JsonView, QuietView, PlainView])
 def test_an_interrupt_leaves_no_half_of_a_line(view, fake, tmp_path, monkeypatch):
     class Interrupted(io.StringIO):
         def write(self, text):
@@ -64,7 +64,7 @@ def test_an_interrupt_leaves_no_half_of_a_line(view, fake, tmp_path, monkeypatch
     (done,) = [event for event in events if isinstance(event, StageDone) and event.stage is Stage.I2V]
     monkeypatch.setattr("sys.stdout", Interrupted())
     with pytest.raises(KeyboardInterrupt):
-        view().show(done)
+        view(sys.stdout).show(done)
     assert sys.stdout.getvalue().endswith("\n")
 
 

@@ -14,10 +14,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from cloudvid.batch import events
-from cloudvid.batch.gallery import NAME as GALLERY
-from cloudvid.batch.gallery import Gallery
+from cloudvid.batch.gallery import PAGE, Gallery
 from cloudvid.batch.progress import SceneProgress
-from cloudvid.batch.runner import Finished, Job, RenderOptions, StageRunner
+from cloudvid.batch.runner import Finished, RenderOptions, StageRunner
 from cloudvid.batch.scenes import Scene
 from cloudvid.batch.store import Store
 from cloudvid.batch.watch import Watch
@@ -87,10 +86,11 @@ class _Batch:
         self._began = self._drawn_at = self._clock()
         self._order = [scene.id for scene in scenes]
         everything = [SceneProgress.of(scene, options.embed_recipe) for scene in scenes]
-        self._scenes = [each for each in everything if not options.only or each.scene.id in options.only]
+        wanted = [each for each in everything if not options.only or each.scene.id in options.only]
+        self._scenes = {each.scene.id: each for each in wanted}
         self._gallery = Gallery(everything, self._store.record)
         self._watch = Watch(runner.client.server, options.concurrency)
-        self._waiting = {Stage.T2I: deque(self._scenes), Stage.I2V: deque[SceneProgress]()}
+        self._waiting = {Stage.T2I: deque(self._scenes.values()), Stage.I2V: deque[SceneProgress]()}
         self._running: Counter[Stage] = Counter()
         self._lost: set[Stage] = set()
         """Stages that cannot be used any more."""
@@ -119,17 +119,18 @@ class _Batch:
                 yield item
         self.stop()
         if not self._is_unwritable():
-            try:
-                self._settle()
-            except OutputError as error:
-                self._fatal = self._fatal if isinstance(self._fatal, NoRoom) else error
+            for conclude in (self.draw_gallery, lambda: self._store.close(self._order)):
+                try:
+                    conclude()
+                except OutputError as error:
+                    self._fatal = self._fatal if isinstance(self._fatal, NoRoom) else error
         yield self.finished("failed" if self._is_failed() else str(self._fatal) if self._fatal else None)
         if self._fatal is not None:
             raise self._fatal
 
     def finished(self, stopped: str | None) -> events.BatchFinished:
         """The last event."""
-        ends = Counter(each.end for each in self._scenes)
+        ends = Counter(each.end for each in self._scenes.values())
         return events.BatchFinished(
             scenes=len(self._scenes),
             done=ends["done"],
@@ -148,17 +149,10 @@ class _Batch:
     def draw_gallery(self) -> None:
         """Show what exists."""
         self._drawn_at = self._clock()
-        self._store.write(GALLERY, self._gallery.page())
-
-    def _settle(self) -> None:
-        """End a batch that has run its course."""
-        try:
-            self.draw_gallery()
-        finally:
-            self._store.close(self._order)
+        self._store.write(PAGE, self._gallery.page())
 
     def _is_failed(self) -> bool:
-        return self._options.fail_fast and any(each.end == "failed" for each in self._scenes)
+        return self._options.fail_fast and any(each.end == "failed" for each in self._scenes.values())
 
     def _is_unwritable(self) -> bool:
         """Whether nothing more can be stored, including what is in progress."""
@@ -175,7 +169,7 @@ class _Batch:
     def _next_stage(self) -> Stage | None:
         """A stage that can take a scene, clips first: finishing a scene is worth more than beginning one."""
         for stage in (Stage.I2V, Stage.T2I):
-            if self._waiting[stage] and stage not in self._lost and self._running[stage] < self._watch.slots(stage):
+            if self._waiting[stage] and stage not in self._lost and self._running[stage] < self._watch.slots[stage]:
                 return stage
         return None
 
@@ -187,40 +181,41 @@ class _Batch:
         if reason:
             each.has_run = True
             self._running[stage] += 1
-            self._runner.start(Job(each, asked, reason))
+            self._runner.start(asked, reason)
         elif stage is Stage.T2I:
             self._waiting[Stage.I2V].append(each)
-        elif each.has_run:
-            yield self._done(each)
         else:
-            each.end = "skipped"
-            yield events.SceneSkipped(scene=each.scene.id)
+            yield self._end(each)
 
     def _finish(self, finished: Finished) -> Iterator[events.BatchEvent]:
-        job, result, stage = finished.job, finished.result, finished.job.asked.stage
+        result, stage = finished.result, finished.asked.stage
+        each = self._scenes[finished.asked.scene.id]
         self._running[stage] = max(0, self._running[stage] - 1)  # the stage may have been given up
-        self._gallery.changed(job.progress)
+        self._gallery.changed(each)
         if isinstance(result, CloudVidError):
-            yield from self._fail(job, result)
+            yield from self._fail(each, stage, result)
             return
         if self._watch.models[stage] != result.model:
             self._watch.models[stage] = result.model
-            self._recheck()
+            for other in self._scenes.values():
+                if other.end == "skipped":  # compared with another model, or with none
+                    other.end = None
+                    self._waiting[Stage.T2I].append(other)
         yield result
         if stage is Stage.T2I:
-            self._waiting[Stage.I2V].append(job.progress)
+            self._waiting[Stage.I2V].append(each)
         else:
-            yield self._done(job.progress)
+            yield self._end(each)
         if self._clock() - self._drawn_at >= _GALLERY_SECONDS:
             with suppress(OutputError):  # the one at the end counts
                 self.draw_gallery()
 
-    def _fail(self, job: Job, error: CloudVidError) -> Iterator[events.BatchEvent]:
-        if isinstance(error, PictureChanged) and not job.progress.is_redrawn:
-            job.progress.is_redrawn = True
-            self._waiting[Stage.T2I].append(job.progress)
+    def _fail(self, each: SceneProgress, stage: Stage, error: CloudVidError) -> Iterator[events.BatchEvent]:
+        if isinstance(error, PictureChanged) and not each.is_redrawn:
+            each.is_redrawn = True
+            self._waiting[Stage.T2I].append(each)
         elif isinstance(error, ServerUnavailable):
-            self._lost.add(job.asked.stage)  # the other stage continues
+            self._lost.add(stage)  # the other stage continues
             self._fatal = error
         elif isinstance(error, NoRoom):
             self._lost.update(Stage)  # what is in progress has its space reserved
@@ -228,17 +223,10 @@ class _Batch:
         elif isinstance(error, OutputError) and error.errno not in _ONE_FILE:
             self._fatal = error
         else:
-            job.progress.end, job.progress.error = "failed", str(error)
+            each.end, each.error = "failed", str(error)
             name = type(error).__name__
-            yield events.SceneFailed(scene=job.scene, stage=job.asked.stage, error=name, message=str(error))
+            yield events.SceneFailed(scene=each.scene.id, stage=stage, error=name, message=str(error))
 
-    def _recheck(self) -> None:
-        """Check the skipped scenes again, which were compared with another model, or with none."""
-        for each in self._scenes:
-            if each.end == "skipped":
-                each.end = None
-                self._waiting[Stage.T2I].append(each)
-
-    def _done(self, each: SceneProgress) -> events.SceneDone:
-        each.end = "done"
-        return events.SceneDone(scene=each.scene.id)
+    def _end(self, each: SceneProgress) -> events.SceneDone | events.SceneSkipped:
+        each.end = "done" if each.has_run else "skipped"
+        return (events.SceneDone if each.has_run else events.SceneSkipped)(scene=each.scene.id)

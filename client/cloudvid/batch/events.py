@@ -10,6 +10,13 @@ from cloudvid_schema.protocol import Phase, Stage
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True)
 
+    event: str
+
+
+class _StageEvent(_Event):
+    scene: str
+    stage: Stage
+
 
 class BatchStarted(_Event):
     """The first event: the folder is open and the scenes are known."""
@@ -34,47 +41,39 @@ class SceneSkipped(_Event):
     scene: str
 
 
-class StageStarted(_Event):
+class StageStarted(_StageEvent):
     """A request is being sent."""
 
     event: Literal["stage_started"] = "stage_started"
-    scene: str
-    stage: Stage
     reason: str
     """Why the stage runs: `new`, `parameters changed`, `model changed`, `picture changed`, `file missing`,
     `file damaged`, `forced`."""
     attempt: int
 
 
-class StageProgress(_Event):
+class StageProgress(_StageEvent):
     """A step is done."""
 
     event: Literal["stage_progress"] = "stage_progress"
-    scene: str
-    stage: Stage
     phase: Phase
     step: int
     steps: int
 
 
-class StageRetried(_Event):
+class StageRetried(_StageEvent):
     """A request failed and will be sent again."""
 
     event: Literal["stage_retried"] = "stage_retried"
-    scene: str
-    stage: Stage
     error: str
     """Class name of the error, as in `cloudvid.endpoints.errors`."""
     message: str
     wait_seconds: float
 
 
-class StageDone(_Event):
+class StageDone(_StageEvent):
     """A file is in place and on record."""
 
     event: Literal["stage_done"] = "stage_done"
-    scene: str
-    stage: Stage
     path: str
     size: int
     """Bytes."""
@@ -94,12 +93,10 @@ class SceneDone(_Event):
     scene: str
 
 
-class SceneFailed(_Event):
+class SceneFailed(_StageEvent):
     """A scene has failed; the others continue."""
 
     event: Literal["scene_failed"] = "scene_failed"
-    scene: str
-    stage: Stage
     error: str
     message: str
 

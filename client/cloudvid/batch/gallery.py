@@ -15,7 +15,7 @@ from cloudvid.batch.progress import Asked, SceneProgress
 from cloudvid.batch.toys import toy_note
 from cloudvid_schema.protocol import Stage
 
-NAME = "index.html"
+PAGE = "index.html"
 _ENVIRONMENT = Environment(
     loader=PackageLoader("cloudvid", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -41,9 +41,8 @@ class Gallery:
         cards = [self._cards[progress.scene.id] for progress in self._scenes]
         counts = Counter(card.status for card in cards)
         models = sorted({model for card in cards for model in card.models})
-        cards_html = [card.html for card in cards]
         page = _ENVIRONMENT.get_template("gallery.html")
-        return page.render(cards=cards_html, counts=counts, models=models, note=toy_note(models)).encode()
+        return page.render(cards=cards, counts=counts, models=models, note=toy_note(models)).encode()
 
 
 class _Card:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cloudvid.endpoints.errors import UnusableFolder
 from cloudvid_schema.protocol import ImageToVideoRequest, Request, Stage, TextToImageRequest
 
-NAME = "manifest.jsonl"
+MANIFEST = "manifest.jsonl"
 
 
 class Entry(BaseModel):
@@ -96,7 +96,7 @@ def read_records(folder: Path) -> tuple[dict[str, Record], bool]:
     records: dict[str, Record] = {}
     is_tidy = True
     try:
-        with (folder / NAME).open("rb") as stream:
+        with (folder / MANIFEST).open("rb") as stream:
             for line in stream:
                 try:
                     record = Record.model_validate_json(line)
@@ -108,5 +108,5 @@ def read_records(folder: Path) -> tuple[dict[str, Record], bool]:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise UnusableFolder(f"{folder / NAME} cannot be read: {error.strerror}", error.errno) from None
+        raise UnusableFolder(f"{folder / MANIFEST} cannot be read: {error.strerror}", error.errno) from None
     return records, is_tidy

@@ -44,10 +44,9 @@ class Plan:
         """Duration of the run, in which both stages work at once and the slower one decides; None if unknown."""
         totals = dict.fromkeys(Stage, 0.0)
         for plan in self.stages:
-            if plan.reason is not None:
-                if plan.seconds is None:
-                    return None
-                totals[plan.stage] += plan.seconds
+            if plan.seconds is None:
+                return None
+            totals[plan.stage] += plan.seconds
         return max(totals[stage] / max(1, workers.get(stage, 1)) for stage in Stage)
 
 
@@ -63,11 +62,9 @@ def make_plan(
     """Look at every scene as a run would.
 
     Args:
-        scenes: what would be made.
         folder: the output folder, which is only read.
         descriptions: the stages' workers' descriptions, as far as known.
         embed_recipe, force: as in `RenderOptions`.
-        disk: the disk of the folder.
 
     Raises:
         UnusableFolder: the manifest exists but cannot be read.

@@ -15,6 +15,7 @@ from cloudvid_schema.protocol import Request, Stage
 class Asked:
     """A scene's request of one stage."""
 
+    scene: Scene
     stage: Stage
     request: Request
     file: str
@@ -24,8 +25,8 @@ class Asked:
     def of(cls, scene: Scene, stage: Stage, embed_recipe: bool = True) -> "Asked":
         """What a scene asks of a stage."""
         if stage is Stage.T2I:
-            return cls(stage, scene.t2i_request(embed_recipe), scene.picture_name)
-        return cls(stage, scene.i2v_request(embed_recipe), scene.video_name)
+            return cls(scene, stage, scene.t2i_request(embed_recipe), scene.picture_name)
+        return cls(scene, stage, scene.i2v_request(embed_recipe), scene.video_name)
 
     @cached_property
     def digest(self) -> str:
@@ -43,7 +44,7 @@ class Asked:
 
         Args:
             record: the scene's line in the manifest.
-            folder: the output folder.
+            folder: where the file would be.
             model: identity of the model that would make the file, if known.
         """
         entry = record.entry(self.stage)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cloudvid.batch.events import BatchEvent, StageDone, StageProgress, StageRetried, StageStarted
 from cloudvid.batch.media import check_whole
-from cloudvid.batch.progress import Asked, SceneProgress
+from cloudvid.batch.progress import Asked
 from cloudvid.batch.store import Store, most_bytes
 from cloudvid.client import Client
 from cloudvid.endpoints import errors
@@ -43,34 +43,20 @@ class RenderOptions:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A request to make."""
-
-    progress: SceneProgress
-    asked: Asked
-    reason: str
-
-    @property
-    def scene(self) -> str:
-        """Id of the scene."""
-        return self.progress.scene.id
-
-
-@dataclass(frozen=True)
 class Finished:
-    """The end of a job: a file that is on record, or an error."""
+    """The end of a request: a file that is on record, or an error."""
 
-    job: Job
+    asked: Asked
     result: StageDone | errors.CloudVidError
 
 
 class _Stopped(Exception):
-    """The batch has ended, so this job's result is not wanted."""
+    """The batch has ended, so this result is not wanted."""
 
 
 @dataclass
 class StageRunner:
-    """Runs jobs, each in a thread of its own, which puts events and the job's end into the inbox."""
+    """Sends requests, each in a thread of its own, which puts events and the request's end into the inbox."""
 
     client: Client
     store: Store
@@ -84,23 +70,24 @@ class StageRunner:
     _counting: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def start(self, job: Job) -> None:
-        """Start a job. Its thread is a daemon: a program that ends does not wait for a clip of minutes."""
-        threading.Thread(target=self._run, args=(job,), name=f"{job.asked.stage} {job.scene}", daemon=True).start()
+    def start(self, asked: Asked, reason: str) -> None:
+        """Start a request. Its thread is a daemon: a program that ends does not wait for a clip of minutes."""
+        name = f"{asked.stage} {asked.scene.id}"
+        threading.Thread(target=self._run, args=(asked, reason), name=name, daemon=True).start()
 
     def stop(self) -> None:
-        """Let no job send, store or report anything from now on."""
+        """Let nothing be sent, stored or reported from now on."""
         self._stop.set()
 
-    def _run(self, job: Job) -> None:
+    def _run(self, asked: Asked, reason: str) -> None:
         try:
-            with self.store.room_for(job.asked.file, most_bytes(job.asked.request, job.progress.scene.t2i_params)):
-                made = self._send(job)
+            with self.store.room_for(asked.file, most_bytes(asked.request, asked.scene.t2i_params)):
+                made = self._send(asked, reason)
                 self._pause()
-                path = self.store.save(job.scene, job.asked, made)
+                path = self.store.save(asked, made)
             done = StageDone(
-                scene=job.scene,
-                stage=job.asked.stage,
+                scene=asked.scene.id,
+                stage=asked.stage,
                 path=str(path),
                 size=len(made.data),
                 sha256=made.sha256,
@@ -109,35 +96,34 @@ class StageRunner:
                 seconds=round(sum(made.timings.values()) / 1000, 3),
                 warnings=made.warnings,
             )
-            self.inbox.put(Finished(job, done))
+            self.inbox.put(Finished(asked, done))
         except _Stopped:
             pass
         except errors.CloudVidError as error:
-            self.inbox.put(Finished(job, error))
+            self.inbox.put(Finished(asked, error))
         except Exception as error:  # a bug must fail the scene instead of leaving the batch waiting for it
-            logger.exception("%s of scene %s failed", job.asked.stage, job.scene)
-            text = f"{job.asked.stage}: {type(error).__name__}: {error}"
-            self.inbox.put(Finished(job, errors.StageError(text)))
+            logger.exception("%s of scene %s failed", asked.stage, asked.scene.id)
+            text = f"{asked.stage}: {type(error).__name__}: {error}"
+            self.inbox.put(Finished(asked, errors.StageError(text)))
 
-    def _send(self, job: Job) -> Generated:
-        stage = job.asked.stage
+    def _send(self, asked: Asked, reason: str) -> Generated:
         tries = Tries(self.options.retries, self.options.patience, self.clock)
         attempt = 0
         down_since: float | None = None
         while True:
             attempt += 1
-            self._tell(job, StageStarted, reason=job.reason, attempt=attempt)
+            self._tell(asked, StageStarted, reason=reason, attempt=attempt)
             tries.begin()
             try:
-                return self._send_once(job)
+                return self._send_once(asked)
             except (errors.StageError, errors.ServerUnavailable) as caught:
-                error = self._cause(stage, caught)
+                error = self._cause(asked.stage, caught)
                 if not tries.allow(error):
                     raise error from None
-                down_since = self._since_down(stage, down_since)
+                down_since = self._since_down(asked.stage, down_since)
                 wait = self.wait(attempt)
                 name = type(error).__name__
-                self._tell(job, StageRetried, error=name, message=str(error), wait_seconds=round(wait, 3))
+                self._tell(asked, StageRetried, error=name, message=str(error), wait_seconds=round(wait, 3))
             self._pause(wait)
 
     def _cause(self, stage: Stage, error: errors.CloudVidError) -> errors.CloudVidError:
@@ -166,30 +152,29 @@ class StageRunner:
             return None
         if not seen.unhealthy or seen.ready:
             return None
-        now = self.clock()
-        since = now if since is None else since
-        if now - since >= DOWN_SECONDS:
+        since = self.clock() if since is None else since
+        if self.clock() - since >= DOWN_SECONDS:
             raise errors.Unhealthy(f"{stage}: workers fail to start; see the server's log")
         return since
 
-    def _send_once(self, job: Job) -> Generated:
-        picture = self.store.picture(job.scene) if job.asked.stage is Stage.I2V else None
+    def _send_once(self, asked: Asked) -> Generated:
+        picture = self.store.picture(asked.scene.id) if asked.stage is Stage.I2V else None
         self._pause()
         with self._counting:
             self.requests += 1
-        result = self.client.send(job.asked.request, picture, on_event=lambda event: self._pass_on(job, event))
-        check_whole(result.data, MEDIA_TYPE[job.asked.stage])
+        result = self.client.send(asked.request, picture, on_event=lambda event: self._pass_on(asked, event))
+        check_whole(result.data, MEDIA_TYPE[asked.stage])
         return result
 
-    def _pass_on(self, job: Job, event: Started | Progress) -> None:
+    def _pass_on(self, asked: Asked, event: Started | Progress) -> None:
         self._pause()
         if isinstance(event, Progress):
-            self._tell(job, StageProgress, **event.model_dump(exclude={"event"}))
+            self._tell(asked, StageProgress, **event.model_dump(exclude={"event"}))
 
     def _pause(self, seconds: float = 0.0) -> None:
         """Wait, unless the batch ends."""
         if self._stop.wait(seconds):
             raise _Stopped
 
-    def _tell(self, job: Job, event: Callable[..., BatchEvent], **values: Any) -> None:
-        self.inbox.put(event(scene=job.scene, stage=job.asked.stage, **values))
+    def _tell(self, asked: Asked, event: Callable[..., BatchEvent], **values: Any) -> None:
+        self.inbox.put(event(scene=asked.scene.id, stage=asked.stage, **values))

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cloudvid.batch.manifest import NAME as MANIFEST
-from cloudvid.batch.manifest import Entry, Record, line_of, read_records
+from cloudvid.batch.manifest import MANIFEST, Entry, Record, line_of, read_records
 from cloudvid.batch.progress import Asked
 from cloudvid.endpoints.answers import Generated, writing
 from cloudvid.endpoints.errors import FolderInUse, NoRoom, PictureChanged, UnusableFolder
@@ -94,14 +93,14 @@ class Store:
             raise PictureChanged(f"{path} has changed since it was made")
         return data
 
-    def save(self, scene: str, asked: Asked, result: Generated) -> Path:
+    def save(self, asked: Asked, result: Generated) -> Path:
         """Write a file, then its record: what the manifest names is always on the disk.
 
         Raises:
             OutputError: the file or the record cannot be written.
         """
         path = self.write(asked.file, result.data)
-        record = self.record(scene)
+        record = self.record(asked.scene.id)
         picture = record.t2i if asked.stage is Stage.I2V else None
         entry = Entry(
             file=path.name,
@@ -196,13 +195,7 @@ class Store:
 
 
 def pixels(request: Request, picture: TextToImageOptions, frames: int = DEFAULT_FRAMES) -> int:
-    """Number of pixels of a picture, or of all frames of a clip.
-
-    Args:
-        request: of the picture or the clip.
-        picture: parameters of the scene's picture.
-        frames: of a clip for which none are asked.
-    """
+    """Number of pixels of a picture or of all frames of a clip, given the parameters of the scene's picture."""
     if isinstance(request, TextToImageRequest):
         return request.width * request.height
     (width, height), _ = clip_size((picture.width, picture.height), request.width, request.height)

@@ -18,7 +18,7 @@ class Watch:
     """Looks at both stages again and again, in threads of its own, from `start` until `stop`.
 
     Args:
-        server: the server.
+        server: where to look.
         fallback: concurrent requests if workers cannot be counted; default: the workers that a proxy counts on one
             host, else 1.
         seconds: between two looks.
@@ -31,7 +31,8 @@ class Watch:
         self._failed_before = dict.fromkeys(Stage, False)
         """Whether the server reported a failure while the stage still had a worker: then it meant another worker."""
         self._stop = threading.Event()
-        self._slots = {stage: fallback.get(stage, 1) for stage in Stage}
+        self.slots = {stage: fallback.get(stage, 1) for stage in Stage}
+        """Number of concurrent requests: one for every ready worker, and one that waits."""
         self._known = {stage: threading.Event() for stage in Stage}
         self.models: dict[Stage, str | None] = dict.fromkeys(Stage)
         """Each stage's model; None if no worker answered in time.
@@ -47,10 +48,6 @@ class Watch:
     def is_ready(self, timeout: float) -> bool:
         """Whether the models are known, or could not be learned, within so many seconds."""
         return all(known.wait(timeout) for known in self._known.values())
-
-    def slots(self, stage: Stage) -> int:
-        """Number of concurrent requests: one for every ready worker, and one that waits."""
-        return self._slots[stage]
 
     def given_up(self, stage: Stage) -> Unhealthy | None:
         """Why a stage has failed for good, once the server has reported it for several looks in a row.
@@ -83,7 +80,7 @@ class Watch:
             return False
         by_proxy = seen.counted_by == "proxy" and stage not in self._fallback  # the user may know of more hosts
         if seen.counted_by == "management" or by_proxy:  # otherwise the last count remains valid
-            self._slots[stage] = max(1, seen.ready) + 1
+            self.slots[stage] = max(1, seen.ready) + 1
             if seen.ready:
                 self._failed_before[stage] = seen.unhealthy
             self._failures[stage] = self._failures[stage] + 1 if seen.unhealthy and not seen.ready else 0

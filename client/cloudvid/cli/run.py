@@ -82,16 +82,15 @@ def run(
     late = threading.Timer(_BUSY_SECONDS, print, (_BUSY,), {"file": sys.stderr, "flush": True})
     if not quiet:
         late.start()
-    code = _render(render(batch, client, output_dir, options), _view(quiet, json), on_models=late.cancel)
-    if code:
-        raise typer.Exit(code)
+    events = render(batch, client, output_dir, options)
+    raise typer.Exit(_render(events, _view(quiet, json), on_models=late.cancel))
 
 
 def _view(quiet: bool, json: bool) -> View:
     if json:
-        return JsonView()
+        return JsonView(sys.stderr)
     if quiet:
-        return QuietView()
+        return QuietView(sys.stdout)
     console = Console()
     return LiveView(console) if console.is_terminal else PlainView(sys.stdout)
 
@@ -109,16 +108,14 @@ def _render(events: Generator[BatchEvent, None, None], view: View, on_models: Ca
     except KeyboardInterrupt:
         # If the interrupt came while an event was shown, the batch does not know of it yet.
         with contextlib.suppress(KeyboardInterrupt, StopIteration):
-            finished = events.throw(KeyboardInterrupt())
-            view.show(finished)
+            view.show(events.throw(KeyboardInterrupt()))
         view.close()
         print(f"interrupted; continue with{again}", file=sys.stderr)
         return 130
-    except UnusableFolder:
-        raise
-    except CloudVidError:
+    except CloudVidError as error:
         view.close()
-        print(f"continue with{again}", file=sys.stderr)
+        if not isinstance(error, UnusableFolder):
+            print(f"continue with{again}", file=sys.stderr)
         raise
     finally:
         on_models()

@@ -1,19 +1,19 @@
 """Commands on scene files that make nothing: validate, plan, gallery, init, schema."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cloudvid.batch.gallery import NAME, Gallery
+from cloudvid.batch.gallery import PAGE, Gallery
 from cloudvid.batch.manifest import Record, read_records
 from cloudvid.batch.plan import make_plan
 from cloudvid.batch.progress import SceneProgress
 from cloudvid.batch.scenes import EXAMPLE, Scene, read_scenes, scene_schema
 from cloudvid.cli.options import OutputDir, SceneFile, takes_client
-from cloudvid.cli.status import Seen, look_at
+from cloudvid.cli.status import look_at
 from cloudvid.client import Client
 from cloudvid.endpoints.answers import writing
 from cloudvid.endpoints.errors import CloudVidError
@@ -60,29 +60,25 @@ def plan(
     running = sum(stage.reason is not None for stage in made.stages)
     text = f"{running} of {len(made.stages)} files to make, {made.steps} steps"
     if seconds is None:
-        text += f"; no estimate: {_why_no_estimate(found)}"
+        errors = [str(error) for error in found.values() if isinstance(error, CloudVidError)]
+        text += f"; no estimate: {'; '.join([*errors[:1], *_lacks(seen)])}"  # those of one server's stages are alike
     elif running:
         text += f"; about {seconds:.0f} s at the server's own pace"
     print(text)
 
 
-def _why_no_estimate(found: Mapping[Stage, Seen]) -> str:
-    """What keeps each stage from saying how fast it is."""
-    errors = [str(seen) for seen in found.values() if isinstance(seen, CloudVidError)]
-    reasons = errors[:1]  # of two stages of one server they are alike
+def _lacks(seen: Mapping[Stage, StageStatus]) -> Iterator[str]:
+    """What keeps stages from saying how fast they are."""
     unmeasured: list[str] = []
-    for stage, seen in found.items():
-        if isinstance(seen, CloudVidError):
-            continue
-        if not seen.ready:
-            reasons.append(f"{stage} has 0 of {len(seen.workers)} workers ready")
-        elif seen.description is None:
-            reasons.append(f"the workers of {stage} are all busy")
-        elif not seen.description.seconds:
+    for stage, status in seen.items():
+        if not status.ready:
+            yield f"{stage} has 0 of {len(status.workers)} workers ready"
+        elif status.description is None:
+            yield f"the workers of {stage} are all busy"
+        elif not status.description.seconds:
             unmeasured.append(stage)
     if unmeasured:
-        reasons.append(f"nothing has been measured yet for {' and '.join(unmeasured)}; a first request changes that")
-    return "; ".join(reasons)
+        yield f"nothing has been measured yet for {' and '.join(unmeasured)}; a first request changes that"
 
 
 def gallery(scenes: SceneFile = None, output_dir: OutputDir = Path("output")) -> None:
@@ -90,8 +86,8 @@ def gallery(scenes: SceneFile = None, output_dir: OutputDir = Path("output")) ->
     batch = [SceneProgress.of(scene, embed_recipe=True) for scene in _read(scenes)]
     records, _ = read_records(output_dir)
     page = Gallery(batch, lambda scene: records.get(scene) or Record(id=scene)).page()
-    with writing(output_dir / NAME):
-        print(write_file(output_dir / NAME, page))
+    with writing(output_dir / PAGE):
+        print(write_file(output_dir / PAGE, page))
 
 
 def init(

@@ -96,10 +96,10 @@ def scale(
             print(f"{stage}: {text} ({time.monotonic() - began:.0f} s)", file=out, flush=True)
         shown = text
 
-    def finish(seen: StageStatus, **more: Any) -> None:
+    def finish(seen: StageStatus, **fault: str) -> None:
         if json:
-            seconds = round(time.monotonic() - began, 3)
-            print(json_format.dumps({**seen.model_dump(mode="json"), "scaled": not more, "seconds": seconds, **more}))
+            ended = {"scaled": not fault, "seconds": round(time.monotonic() - began, 3)}
+            print(json_format.dumps(seen.model_dump(mode="json") | ended | fault))
 
     try:
         finish(client.scale(stage, workers, max_workers=max_workers, timeout=timeout, on_status=show))

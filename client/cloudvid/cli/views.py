@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID
 
 from cloudvid.batch import events
 from cloudvid.batch.toys import toy_note
@@ -18,17 +18,6 @@ _UNSEEN_NOTE = (
     "note: the server's models are not known yet (no worker is free, or the management API cannot be asked); "
     "finished files of another model are made again once the first answer shows the model"
 )
-
-
-class View(ABC):
-    """Shows events."""
-
-    @abstractmethod
-    def show(self, event: events.BatchEvent) -> None:
-        """Show one event."""
-
-    def close(self) -> None:  # noqa: B027 - only one view has anything to restore
-        """Restore the terminal."""
 
 
 class Pace:
@@ -86,8 +75,8 @@ class Pace:
         return f", {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
 
 
-class _TextView(View):
-    """The lines that are printed with and without bars."""
+class View(ABC):
+    """Shows events as lines, above bars or without."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._pace = Pace(clock)
@@ -117,8 +106,11 @@ class _TextView(View):
     def _print(self, line: str, style: str = "") -> None:
         """Print a line; one that is about a fault has a style."""
 
+    def close(self) -> None:  # noqa: B027 - only one view has anything to restore
+        """Restore the terminal."""
 
-class PlainView(_TextView):
+
+class PlainView(View):
     """A line for every file, and occasionally one for the progress of a long clip."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -137,7 +129,7 @@ class PlainView(_TextView):
         _write_line(line, sys.stderr if style else self._out)
 
 
-class LiveView(_TextView):
+class LiveView(View):
     """A bar for every stage that moves with every step, below the lines.
 
     Args:
@@ -147,12 +139,7 @@ class LiveView(_TextView):
 
     def __init__(self, console: Console, on_clock: bool = True) -> None:
         super().__init__(time.monotonic)
-        columns = (
-            TextColumn("{task.description:<6}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[detail]}"),
-        )
+        columns = ("{task.description:<6}", BarColumn(bar_width=None), "{task.fields[count]}", "{task.fields[detail]}")
         self._progress = Progress(*columns, console=console, expand=True, transient=True, auto_refresh=on_clock)
         self._tasks: dict[Stage, TaskID] = {}
         self._parts: dict[Stage, dict[str, float]] = {stage: {} for stage in Stage}
@@ -199,22 +186,19 @@ class LiveView(_TextView):
         self._progress.stop()
 
 
-class QuietView(View):
+class QuietView(PlainView):
     """The paths of the files, and the failures."""
 
     def show(self, event: events.BatchEvent) -> None:
         """Print a path or a failure."""
         if isinstance(event, events.StageDone):
-            _write_line(event.path, sys.stdout)
+            self._print(event.path)
         elif isinstance(event, events.SceneFailed):
-            _write_line(f"failed: {event.scene}: {event.message}", sys.stderr)
+            self._print(f"failed: {event.scene}: {event.message}", "red")
 
 
 class JsonView(PlainView):
-    """Every event as a line of JSON on stdout, and the text for people on stderr."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
+    """Every event as a line of JSON on stdout, and the text for people elsewhere."""
 
     def show(self, event: events.BatchEvent) -> None:
         """Print the event."""
