@@ -224,8 +224,7 @@ class _Batch:
             self._fatal = error
         else:
             each.end, each.error = "failed", str(error)
-            name = type(error).__name__
-            yield events.SceneFailed(scene=each.scene.id, stage=stage, error=name, message=str(error))
+            yield events.SceneFailed(scene=each.scene.id, stage=stage, error=type(error).__name__, message=str(error))
 
     def _end(self, each: SceneProgress) -> events.SceneDone | events.SceneSkipped:
         each.end = "done" if each.has_run else "skipped"

@@ -73,8 +73,7 @@ def _is_current(asked: Asked, entry: Entry | None) -> bool:
     """Whether a record matches the scene, with or without recipes in the files."""
     if entry is None or entry.file != asked.file:
         return False
-    embeds = bool(entry.request.get("embed_recipe", True))
-    return entry.is_of(asked.with_recipe(embeds).digest)
+    return entry.is_of(asked.with_recipe(entry.request.get("embed_recipe", True)).digest)
 
 
 def _parameters(asked: Asked, entry: Entry | None) -> dict[str, str]:

@@ -72,8 +72,7 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _check_mp4(data: bytes) -> None:
-    names = {name for name, _, _ in _boxes(data, 0, len(data))}
-    if missing := {b"ftyp", b"moov", b"mdat"} - names:
+    if missing := {b"ftyp", b"moov", b"mdat"} - {name for name, _, _ in _boxes(data, 0, len(data))}:
         raise _Broken(f"no box {sorted(missing)[0].decode()}")
 
 

@@ -103,8 +103,7 @@ class StageRunner:
             self.inbox.put(Finished(asked, error))
         except Exception as error:  # a bug must fail the scene instead of leaving the batch waiting for it
             logger.exception("%s of scene %s failed", asked.stage, asked.scene.id)
-            text = f"{asked.stage}: {type(error).__name__}: {error}"
-            self.inbox.put(Finished(asked, errors.StageError(text)))
+            self.inbox.put(Finished(asked, errors.StageError(f"{asked.stage}: {type(error).__name__}: {error}")))
 
     def _send(self, asked: Asked, reason: str) -> Generated:
         tries = Tries(self.options.retries, self.options.patience, self.clock)
@@ -158,18 +157,18 @@ class StageRunner:
         return since
 
     def _send_once(self, asked: Asked) -> Generated:
+        def pass_on(event: Started | Progress) -> None:
+            self._pause()
+            if isinstance(event, Progress):
+                self._tell(asked, StageProgress, **event.model_dump(exclude={"event"}))
+
         picture = self.store.picture(asked.scene.id) if asked.stage is Stage.I2V else None
         self._pause()
         with self._counting:
             self.requests += 1
-        result = self.client.send(asked.request, picture, on_event=lambda event: self._pass_on(asked, event))
+        result = self.client.send(asked.request, picture, on_event=pass_on)
         check_whole(result.data, MEDIA_TYPE[asked.stage])
         return result
-
-    def _pass_on(self, asked: Asked, event: Started | Progress) -> None:
-        self._pause()
-        if isinstance(event, Progress):
-            self._tell(asked, StageProgress, **event.model_dump(exclude={"event"}))
 
     def _pause(self, seconds: float = 0.0) -> None:
         """Wait, unless the batch ends."""

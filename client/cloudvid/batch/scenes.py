@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _DEVICE = re.compile(r"^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 EXAMPLE = files("cloudvid").joinpath("templates/scenes.json").read_text()
 """An example scene file."""
-MAX_MOTION = 1000
-"""Longest motion_desc in characters; it must fit into the clip's metadata."""
 
 
 class Scene(BaseModel):
@@ -36,8 +33,8 @@ class Scene(BaseModel):
     )
     scene_desc: Prompt = Field(description="What the picture shows: its prompt.")
     motion_desc: str = Field(
-        "", max_length=MAX_MOTION, description="How it moves. SVD takes no prompt: this is kept in the clip's metadata."
-    )
+        "", max_length=1000, description="How it moves. SVD takes no prompt: this is kept in the clip's metadata."
+    )  # a thousand characters fit into the metadata, however they are escaped
     t2i_params: TextToImageOptions = Field(
         default_factory=TextToImageOptions, description="Parameters of the picture, less its prompt."
     )
@@ -50,7 +47,7 @@ class Scene(BaseModel):
     @field_validator("id")
     @classmethod
     def _names_a_file(cls, value: str) -> str:
-        if not re.fullmatch(ID_PATTERN[1:-1], value):
+        if not re.fullmatch(ID_PATTERN, value):
             raise PydanticCustomError(
                 "id_pattern", "must be 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit"
             )
@@ -119,15 +116,13 @@ def read_scenes(path: str | Path) -> list[Scene]:
     Raises:
         InvalidSceneFile: with all faults of the file.
     """
-    faults: Sequence[Fault]
     try:
         return parse_scenes(strict_json.loads(Path(path).read_bytes()))
-    except OSError as error:
-        faults = [Fault("", f"cannot be read ({error.strerror})", has_value=False)]
-    except strict_json.JsonError as error:
-        faults = [Fault("", str(error), has_value=False)]
     except InvalidSceneFile as error:
         faults = error.faults
+    except (OSError, strict_json.JsonError) as error:
+        rule = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+        faults = (Fault("", rule, has_value=False),)
     raise InvalidSceneFile(faults, str(path))
 
 

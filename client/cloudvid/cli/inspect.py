@@ -41,7 +41,7 @@ def scene_of(recipe: dict[str, Any], file: Path) -> dict[str, Any]:
         raise OutputError(f"{file} was made from a picture without a recipe: no scene makes it again")
     name = re.sub(r"(_base_image|_video)$", "", file.stem)
     scene: dict[str, Any] = {
-        "id": name if re.fullmatch(ID_PATTERN[1:-1], name) else "scene",
+        "id": name if re.fullmatch(ID_PATTERN, name) else "scene",
         "scene_desc": prompt,
         "t2i_params": _given(picture["parameters"], TextToImageOptions),
     }

@@ -80,7 +80,7 @@ def takes_parameters(model: type[BaseModel], *, positional: str = "") -> Callabl
     """
     added = []
     for name, field in model.model_fields.items():
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if kind in (int, float, str)]
+        kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind in (int, float, str)]
         if name != positional:
-            added.append(_optional(name, [*kinds, str][0], field.description or "", show_default=False))
+            added.append(_optional(name, kinds[0] if kinds else str, field.description or "", show_default=False))
     return _takes("parameters", added, dict)

@@ -64,13 +64,12 @@ def run(
     if path is None or (scenes and json_file):
         raise typer.BadParameter("name one file of scenes", param_hint="SCENES")
     batch = read_scenes(path)
-    only = only or []
-    if unknown := sorted(set(only) - {scene.id for scene in batch}):
+    if unknown := sorted(set(only or ()) - {scene.id for scene in batch}):
         raise typer.BadParameter(f"no scene has the id {unknown[0]!r}", param_hint="--only")
     concurrency = {Stage.T2I: t2i_concurrency, Stage.I2V: i2v_concurrency}
     options = RenderOptions(
         force=force,
-        only=only,
+        only=only or (),
         fail_fast=fail_fast,
         retries=retries,
         patience=patience,

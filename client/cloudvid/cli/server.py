@@ -68,11 +68,11 @@ def _documents(found: Mapping[Stage, Seen]) -> dict[str, Any]:
 def _screen(redraws: bool) -> Iterator[Any]:
     """How a text is printed: over the previous one on a terminal, otherwise below it."""
     console = Console()
-    if not (redraws and console.is_terminal):
+    if redraws and console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda text: live.update(Text(text, no_wrap=True, overflow="crop"), refresh=True)
+    else:
         yield lambda text: print(text, flush=True)
-        return
-    with Live(console=console, auto_refresh=False) as live:
-        yield lambda text: live.update(Text(text, no_wrap=True, overflow="crop"), refresh=True)
 
 
 @takes_client

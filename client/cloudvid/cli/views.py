@@ -151,9 +151,8 @@ class LiveView(View):
         super().show(event)
         match event:
             case events.BatchStarted():
-                names = {Stage.T2I: "picture", Stage.I2V: "clip"}
-                for stage in Stage:
-                    self._tasks[stage] = self._progress.add_task(names[stage], total=event.scenes, count="", detail="")
+                for stage, name in ((Stage.T2I, "picture"), (Stage.I2V, "clip")):
+                    self._tasks[stage] = self._progress.add_task(name, total=event.scenes, count="", detail="")
                 self._progress.start()
             case events.StageProgress():
                 share = event.step / event.steps if event.phase == "denoise" else 1.0
