@@ -103,14 +103,17 @@ class Exporter:
 
         The statuses are READY, and UNLOADING for a worker that starts or has died.
         """
+        from cloudvid.server.state import read_status  # in the child: TorchServe starts meanwhile
+        from cloudvid_schema.protocol import Stage
+
         keys = current(self._key_file)
         status, body = get(self._port + MANAGEMENT, f"/models/{stage}", keys.management if keys else None)
-        workers = Counter({"READY": 0, "UNLOADING": 0})
-        with contextlib.suppress(ValueError, LookupError, TypeError):
+        with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
             if status == 200:
-                model = json.loads(body)[0]
-                workers.update(worker["status"] for worker in model["workers"])
-                return {"workers": workers, "pending_requests": model["jobQueueStatus"]["pendingRequests"]}
+                seen = read_status(Stage(stage), "", {"jobQueueStatus": None, **json.loads(body)[0]})
+                workers = Counter({"READY": 0, "UNLOADING": 0})
+                workers.update(worker.reported for worker in seen.workers)
+                return {"workers": workers, "pending_requests": seen.queue}
         return None
 
 

@@ -103,9 +103,18 @@ class Client:
         embed_recipe: bool | None = None,
         on_event: OnEvent | None = None,
     ) -> Generated:
-        """A PNG picture of a prompt. Meaning, unit, range and default of a parameter: see `TextToImageRequest`.
+        """A PNG picture of a prompt. Parameters that are not given have the defaults of `TextToImageParameters`.
 
         Args:
+            prompt: what the picture shows.
+            negative_prompt: what it should not show.
+            num_inference_steps: denoising steps.
+            guidance_scale: how closely the picture follows the prompt.
+            width: pixels.
+            height: pixels.
+            seed: makes the result repeatable; default: drawn by the server.
+            metadata: stored in the file.
+            embed_recipe: whether the file carries its recipe and the metadata.
             on_event: called with every step; without it the answer comes in one piece.
 
         Raises:
@@ -136,11 +145,24 @@ class Client:
         embed_recipe: bool | None = None,
         on_event: OnEvent | None = None,
     ) -> Generated:
-        """An MP4 clip that begins with a picture. Meaning, unit, range and default of a parameter: see
-        `ImageToVideoRequest`.
+        """An MP4 clip that begins with a picture. The defaults are those of `ImageToVideoParameters`.
 
         Args:
             image: a PNG, JPEG or WebP file, as bytes or a path.
+            width: pixels; default: the picture's.
+            height: pixels; default: the picture's.
+            fit: how a picture of another size fills the clip.
+            num_frames: length of the clip.
+            num_inference_steps: denoising steps.
+            fps: frames per second.
+            motion_bucket_id: how much moves.
+            noise_aug_strength: noise added to the picture.
+            decode_chunk_size: frames decoded at once.
+            min_guidance_scale: guidance of the first frame.
+            max_guidance_scale: guidance of the last frame.
+            seed: makes the result repeatable; default: drawn by the server.
+            metadata: stored in the file.
+            embed_recipe: whether the file carries its recipe and the metadata.
             on_event: called with every step; without it the answer comes in one piece.
 
         Raises:

@@ -23,6 +23,8 @@ class Worker(BaseModel, frozen=True):
     """Resident bytes; on another machine, TorchServe's last measurement, if any."""
     gpu_memory: int | None = None
     """Bytes in use on its GPU, by all processes."""
+    reported: str = Field("", exclude=True)
+    """TorchServe's own word for its state; empty if a proxy counted it."""
 
 
 class StageStatus(BaseModel, frozen=True):
@@ -102,6 +104,7 @@ def _worker(reported: dict[str, Any]) -> Worker:
     return Worker(
         id=reported.get("id", ""),
         state="ready" if reported["status"] == "READY" else "loading",
+        reported=reported["status"],
         pid=pid if pid > 0 else None,
         gpu=int(gpu["gpu"]) if gpu else None,
         memory=resident if resident > 0 else None,
