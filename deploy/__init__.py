@@ -4,10 +4,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("t2i", "i2v")
-MANAGEMENT, METRICS, EXPORTER = 1, 2, 5
-"""How far above TorchServe's first port these lie."""
-PORTS = EXPORTER + 1
-"""Consecutive ports: inference, management, metrics, two for gRPC, and the exporter's."""
 
 
 class DeployError(RuntimeError):

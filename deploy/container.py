@@ -27,8 +27,9 @@ from typing import NoReturn
 
 from cloudvid.batch.scenes import read_scenes
 from cloudvid.endpoints.errors import CloudVidError
+from cloudvid_schema.ports import EXPORTER
 from cloudvid_schema.processes import interrupts
-from deploy import EXPORTER, ROOT, STAGES, DeployError
+from deploy import ROOT, STAGES, DeployError
 from deploy.profiles import PROFILES, choose_models
 
 _INPUT, _OUTPUT, _MODELS, _RUN = (ROOT / name for name in ("input_data", "output_data", "models", ".run"))

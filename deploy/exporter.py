@@ -3,6 +3,7 @@
 `GET /ready?stage=t2i`  200 if that stage has a READY worker (without `stage`: if every stage has), else 503
 `GET /live`             503 once TorchServe has given up workers or has not answered for a minute, else 200
 `GET /metrics`          queue and workers of each stage for Prometheus, followed by TorchServe's own metrics
+`/jobs`                 requests that wait or run: see `deploy/jobs.py`
 
 `python -m deploy.exporter --port 8080 --stage t2i --stage i2v -- torchserve ...` becomes the command after `--`; the
 exporter is its child, in its process group, and ends with it.
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from cloudvid_schema.ports import EXPORTER, MANAGEMENT, METRICS
 from cloudvid_schema.processes import end_with
-from deploy import EXPORTER, MANAGEMENT, METRICS
 from deploy.renewal import Renewal, current, get
 
 GRACE_SECONDS = 60.0
@@ -42,15 +43,27 @@ class Exporter:
         self._ill_since: float | None = None
         self._lock = threading.Lock()
 
-    def answer(self, target: str) -> Answer:
-        """What a GET of this path and query gets."""
+    def answer(self, method: str, target: str, authorization: str = "") -> Answer:
+        """What a request of this method, path and query gets, with its Authorization."""
+        from deploy.jobs import JobError, Jobs  # in the child: TorchServe starts meanwhile
+
         parts = urlsplit(target)
-        asked = parse_qs(parts.query).get("stage", [])
+        query = parse_qs(parts.query)
+        asked = query.get("stage", [])
         if unknown := [stage for stage in asked if stage not in self._stages]:
             return _error(404, "ModelNotFoundException", f"stage: must be one of {self._stages}, got {unknown[0]!r}")
+        if f"{parts.path}/".startswith("/jobs/"):
+            keys = current(self._key_file)
+            jobs = Jobs(self._stages, keys.inference if keys else "", self._state)
+            try:
+                return _json(*jobs.answer(method, parts.path, query, authorization))
+            except JobError as error:
+                return _error(*error.args)
         routes = {"/ready": lambda: self._ready(asked or self._stages), "/live": self._live, "/metrics": self._metrics}
         if parts.path not in routes:
-            return _error(404, "ResourceNotFoundException", f"there are {', '.join(routes)}")
+            return _error(404, "ResourceNotFoundException", f"there are {', '.join(routes)} and /jobs")
+        if method != "GET":
+            return _error(405, "MethodNotAllowed", "the method must be GET")
         return routes[parts.path]()
 
     def _ready(self, stages: Sequence[str]) -> Answer:
@@ -144,12 +157,15 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30  # s for a request to arrive
 
     def do_GET(self) -> None:
-        status, media_type, body = self.server.exporter.answer(self.path)
+        authorization = self.headers.get("Authorization", "")
+        status, media_type, body = self.server.exporter.answer(self.command, self.path, authorization)
         self.send_response(status)
         self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
         """Silent: it is asked every few seconds."""

@@ -1,4 +1,4 @@
-"""What nginx is told beside `deploy/nginx.conf`: three files, from `deploy/templates/`."""
+"""What nginx is told beside `deploy/nginx.conf`: four files, from `deploy/templates/`."""
 
 import re
 from dataclasses import dataclass

@@ -33,7 +33,8 @@ from typing import Any
 import certifi
 
 from cloudvid_schema.files import write_file
-from deploy import PORTS, ROOT, STAGES, DeployError, nginx_files
+from cloudvid_schema.ports import PORTS
+from deploy import ROOT, STAGES, DeployError, nginx_files
 from deploy.nginx_files import Address
 from deploy.torchserve import RUN_DIR, running_in, signals_kept
 from deploy.upstreams import Hosts, OwnServers

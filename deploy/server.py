@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cloudvid_schema.ports import PORTS
 from cloudvid_schema.processes import interrupts
-from deploy import PORTS, ROOT, STAGES, DeployError
+from deploy import ROOT, STAGES, DeployError
 from deploy.java import java_home
 from deploy.profiles import PROFILES, choose_models
 from deploy.torchserve import RUN_DIR, Server, free_port, running_in

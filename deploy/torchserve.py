@@ -23,14 +23,15 @@ from pathlib import Path
 
 import psutil
 
+from cloudvid_schema.ports import PORTS
 from cloudvid_schema.processes import taken_ports
-from deploy import PORTS, ROOT, STAGES, DeployError
+from deploy import ROOT, STAGES, DeployError
 from deploy.archives import check
 from deploy.java import java_home
 
 RUN_DIR = ROOT / ".run"
 """The run folder of `make start`."""
-PYTHONPATH = os.pathsep.join((str(ROOT), str(ROOT / "client")))
+PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in (".", "client", "handlers"))
 """For programs of this repository that start in another folder."""
 _STOP_SECONDS = 20
 _SOCKET_PATH = 100  # bytes; Linux allows 108 for a Unix socket, including `/.ts.sock.9000`

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from deploy import EXPORTER, STAGES, DeployError, nginx_files
+from cloudvid_schema.ports import EXPORTER
+from deploy import STAGES, DeployError, nginx_files
 from deploy.nginx_files import Address
 from deploy.renewal import current
 
@@ -41,6 +42,7 @@ class OwnServers:
                 for stage, (address, _) in self.servers.items()
             },
             "is_one_server": len({address for address, _ in self.servers.values()}) == 1,
+            "hosts": [],
             "scheme": "http",
             "keys": {stage: found.inference for stage, (_, path) in self.servers.items() if (found := current(path))},
         }
@@ -87,7 +89,14 @@ class Hosts:
             servers = {address: status in wanted for address, status in states.items()}
             pools[stage] = {"servers": servers, "states": servers}
         # No keys: each host has its own, and gets the caller's token.
-        return {"pools": pools, "is_one_server": False, "scheme": self.scheme, "host_name": self._name, "keys": None}
+        return {
+            "pools": pools,
+            "is_one_server": False,
+            "hosts": self.addresses,
+            "scheme": self.scheme,
+            "host_name": self._name,
+            "keys": None,
+        }
 
     def _ask_again_and_again(self, address: Address, first: threading.Semaphore) -> None:
         while True:

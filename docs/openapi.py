@@ -8,6 +8,8 @@ from cloudvid_schema import __version__
 from cloudvid_schema.protocol import (
     DIGEST_HEADER,
     IMAGE_TYPES,
+    JOB_HEADER,
+    JOB_ID,
     JSON,
     MEDIA_TYPE,
     MODEL_HEADER,
@@ -19,6 +21,7 @@ from cloudvid_schema.protocol import (
     ErrorBody,
     Failed,
     ImageToVideoRequest,
+    JobStatus,
     Progress,
     Result,
     Stage,
@@ -34,6 +37,7 @@ _ERRORS = {
     404: "The stage does not exist, or is not registered yet (type `ModelNotFoundException`).",
     405: "The path does not support this method.",
     408: "From a proxy: the request did not arrive in time.",
+    409: "The job was cancelled (type `Cancelled`).",
     413: "The picture is too large, or the whole request is (then with an empty body).",
     415: "The endpoint does not read this Content-Type.",
     422: "The parameters or the picture break their rules or the operator's limits; `errors` lists each fault. Rules "
@@ -49,6 +53,9 @@ _ERRORS = {
 }
 _OF_STATE = (400, 401, 404, 405, 429, 502, 503, 504)
 """Errors that `/ping` and `/ready` can return."""
+
+
+_JOB_ID = {"type": "string", "pattern": f"^{JOB_ID}$"}
 
 
 def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]) -> dict[str, Any]:
@@ -72,9 +79,15 @@ def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]
             NDJSON: {"schema": {"$ref": "#/components/schemas/Event"}},
         },
     }
+    job = {
+        "name": JOB_HEADER,
+        "in": "header",
+        "schema": _JOB_ID,
+        "description": "Names the job, so that it can be found and cancelled while it waits and runs: see `/jobs`.",
+    }
     return {
         "tags": [stage],
-        "parameters": query,
+        "parameters": [*query, job],
         "requestBody": {"required": True, "content": bodies},
         "responses": {"200": file} | _failures(*_ERRORS),
     }
@@ -132,9 +145,59 @@ def _states() -> dict[str, Any]:
     }
 
 
+def _jobs() -> dict[str, Any]:
+    """The paths about requests that wait or run."""
+    stage = {
+        "name": "stage",
+        "in": "query",
+        "schema": {"enum": list(Stage)},
+        "description": "Only this stage; required with two servers or several hosts.",
+    }
+    job = {"name": "job", "in": "path", "required": True, "schema": _JOB_ID}
+    prefix = {"name": "prefix", "in": "query", "required": True, "schema": _JOB_ID, "description": "Of the ids."}
+    jobs = {"type": "array", "items": {"$ref": "#/components/schemas/JobStatus"}}
+    about = {"tags": ["jobs"]}
+    beside = "A proxy answers this, and on the server's own host the port five above TorchServe's."
+    return {
+        "/jobs": {
+            "get": about
+            | {
+                "summary": "The requests that wait or run",
+                "description": f"{beside} With several hosts, one of them answers.",
+                "parameters": [stage],
+                "responses": _failures(*_OF_STATE) | {"200": _answer("The oldest comes first.", jobs=jobs)},
+            },
+            "delete": about
+            | {
+                "summary": "Cancel every job whose id begins so",
+                "description": f"{beside} With several hosts, all of them are told.",
+                "parameters": [stage, prefix],
+                "responses": _failures(*_OF_STATE, 422) | {"202": _answer("What is cancelled.", jobs=jobs)},
+            },
+        },
+        "/jobs/{job}": {
+            "put": about
+            | {
+                "summary": "Announce a job that is about to be sent, so that it is listed while it waits",
+                "description": beside,
+                "parameters": [job, stage | {"required": True}],
+                "responses": _failures(*_OF_STATE, 422) | {"201": _answer("It is listed.", jobs=jobs)},
+            },
+            "delete": about
+            | {
+                "summary": "Cancel a job, whether it waits, runs, or is yet to come",
+                "description": f"{beside} With several hosts, all of them are told. A running job ends after the step "
+                "in hand; one that waits is answered when its turn comes. Both get 409.",
+                "parameters": [job, stage],
+                "responses": _failures(*_OF_STATE) | {"202": _answer("What is known of the job.", jobs=jobs)},
+            },
+        },
+    }
+
+
 def openapi() -> dict[str, Any]:
     """OpenAPI description of both endpoints and of the paths that report their state."""
-    models = (TextToImageRequest, ImageToVideoRequest, ErrorBody, Started, Progress, Result, Failed)
+    models = (TextToImageRequest, ImageToVideoRequest, ErrorBody, Started, Progress, Result, Failed, JobStatus)
     _, definitions = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
@@ -186,6 +249,7 @@ def openapi() -> dict[str, Any]:
                 }
             },
             **_states(),
+            **_jobs(),
         },
         "components": {"schemas": schemas, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
     }

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.metrics.metric_type_enum import MetricTypes
 
 from cloudvid_schema import protocol
+from cloudvid_schema.faults import Fault
 from cloudvid_schema.processes import end_with
 from cloudvid_schema.protocol import ErrorBody, Failed, Phase, Progress, RequestError, Result, Stage, Started
 from cloudvid_serving import bodies
+from cloudvid_serving.job_files import JobFiles, RunningJob
 from cloudvid_serving.jobs import Job, LoadedStage, Output, WorkerUnfit
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ class StageHandler:
         section = (context.model_yaml_config or {}).get("handler", {})
         self._loaded = stage_class.load(section, context.system_properties.get("gpu_id"))
         self._metrics = _Metrics(context.metrics, self._loaded)
+        self._files = JobFiles()
         logger.info("%s is loaded: %s", stage, self._loaded.identity)
 
     def handle(self, rows: list[Row], context: Context) -> list[bytes]:
@@ -79,7 +83,9 @@ class StageHandler:
             streams = protocol.NDJSON in headers.get("accept", "")
             reply = replies[index] = _Reply(self._loaded, self._metrics, context, index, streams)
             try:
-                jobs[index] = Job(*bodies.read(stage, _body(stage, row, headers)), reply.started, reply.progress)
+                reply.job = RunningJob(self._files, _job_id(headers, context, index), stage)
+                read = bodies.read(stage, _body(stage, row, headers))
+                jobs[index] = Job(*read, reply.started, reply.progress, reply.job.is_cancelled)
             except Exception as error:  # the boundary: whatever happens in a request becomes its answer
                 answers[index] = reply.end(error)
         try:
@@ -106,11 +112,14 @@ class _Reply:
     index: int
     streams: bool
     has_begun: bool = False
+    job: RunningJob | None = None
 
     def started(self, seed: int, model: str) -> None:
         self._send(Started(stage=self.loaded.stage, seed=seed, model=model))
 
     def progress(self, phase: Phase, step: int, steps: int) -> None:
+        if self.job:
+            self.job.on_step(phase, step, steps)
         self._send(Progress(phase=phase, step=step, steps=steps))
 
     def _send(self, event: Started | Progress) -> None:
@@ -132,6 +141,9 @@ class _Reply:
             return self._file(outcome)
         except Exception as error:  # the boundary, as above
             return self._failure(_error_body(error))
+        finally:
+            if self.job:
+                self.job.end()
 
     def _file(self, output: Output) -> bytes:
         self.metrics.done(output)
@@ -160,7 +172,7 @@ class _Reply:
         return body.model_dump_json().encode()
 
 
-_OUTCOMES = {500: "failed", 507: "out_of_memory"}
+_OUTCOMES = {409: "cancelled", 500: "failed", 507: "out_of_memory"}
 """Of a request that is not done, by the answer's status; any other was refused by its own fault."""
 _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "cloudvid_requests_total": ("Count", {"outcome": ("done", *_OUTCOMES.values(), "refused")}),
@@ -221,6 +233,18 @@ def end_at_once() -> None:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(1)  # as TorchServe's worker ends, once its server has closed the connection
+
+
+def _job_id(headers: Mapping[str, str], context: Context, index: int) -> str:
+    """The id that the sender gave the job, or else TorchServe's own of the request.
+
+    Raises:
+        RequestError: 422; it is no id.
+    """
+    job = headers.get(protocol.JOB_HEADER.lower()) or str(context.get_request_id(index))
+    if not re.fullmatch(protocol.JOB_ID, job):
+        raise RequestError.invalid([Fault(protocol.JOB_HEADER, f"must be {protocol.JOB_ID_RULE}", job)])
+    return job
 
 
 def _headers(context: Context, index: int) -> dict[str, str]:

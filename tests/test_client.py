@@ -345,7 +345,7 @@ def test_a_client_closes_its_connections():
 )
 def test_the_clients_keywords_are_the_parameters_of_the_schema(method, model):
     keywords = inspect.signature(method).parameters
-    assert set(keywords) - {"self", "image", "on_event"} == set(model.model_fields)
+    assert set(keywords) - {"self", "image", "on_event", "job"} == set(model.model_fields)
     for name, field in model.model_fields.items():
         if field.is_required():
             assert keywords[name].default is inspect.Parameter.empty, name

@@ -47,7 +47,7 @@ def fake(tmp_path):
 
 
 def ask(exporter, target):
-    status, media_type, body = exporter.answer(target)
+    status, media_type, body = exporter.answer("GET", target)
     return status, json.loads(body) if media_type == "application/json" else body.decode()
 
 
@@ -130,7 +130,7 @@ def test_an_unknown_stage_or_path_is_named(fake):
     assert (status, told["code"], told["type"]) == (404, 404, "ModelNotFoundException")
     assert told["message"] == "stage: must be one of ('t2i', 'i2v'), got 'other'"
     status, told = ask(exporter, "/")
-    assert (status, told["message"]) == (404, "there are /ready, /live, /metrics")
+    assert (status, told["message"]) == (404, "there are /ready, /live, /metrics and /jobs")
 
 
 @pytest.mark.parametrize("fault", ["given up", "silent"])
@@ -195,7 +195,7 @@ def test_metrics_are_what_prometheus_reads_and_torchserves_own_follow(fake):
     state["pending"] = 3
     status, text = ask(exporter, "/metrics")
     assert status == 200
-    assert exporter.answer("/metrics")[1] == "text/plain; version=0.0.4; charset=utf-8"
+    assert exporter.answer("GET", "/metrics")[1] == "text/plain; version=0.0.4; charset=utf-8"
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("# TYPE")] == [
         "# TYPE cloudvid_pending_requests gauge",
@@ -241,7 +241,7 @@ def test_it_answers_over_http_with_the_length_and_type(fake, capfd):
     with serving(Http(0, exporter)) as http:
         url = f"http://127.0.0.1:{http.server_address[1]}"
         for target in ("/ready", "/ready?stage=t2i", "/live", "/metrics", "/nothing"):
-            status, media_type, body = exporter.answer(target)
+            status, media_type, body = exporter.answer("GET", target)
             answer = requests.get(url + target, timeout=20)
             assert (answer.status_code, answer.content) == (status, body)
             assert answer.headers["Content-Type"] == media_type

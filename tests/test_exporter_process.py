@@ -8,7 +8,8 @@ import threading
 import psutil
 import requests
 
-from deploy.torchserve import PORTS, PYTHONPATH, alive_after
+from cloudvid_schema.ports import PORTS
+from deploy.torchserve import PYTHONPATH, alive_after
 from support.loopback import free_port
 from support.proxies import reply, stub
 from support.waiting import until

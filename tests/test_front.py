@@ -52,6 +52,19 @@ def front(folder, count, **options):
         yield running, hosts
 
 
+def test_every_host_is_told_to_cancel_a_job(tmp_path):
+    """The front does not know which of them has it."""
+    with front(tmp_path, 3) as (running, hosts):
+        url = f"{running.url}/jobs/a.1?stage=t2i"
+        assert requests.delete(url, headers=BEARER, timeout=60).status_code == 200
+        told = ("/jobs/a.1?stage=t2i", BEARER["Authorization"], b"")
+        until(lambda: all(told in host.seen for host in hosts))
+        requests.put(url, headers=BEARER, timeout=60)
+        requests.delete(f"{running.url}/jobs?stage=t2i&prefix=b.", headers=BEARER, timeout=60)
+        until(lambda: all(host.seen[-1][0] == "/jobs?stage=t2i&prefix=b." for host in hosts))
+        assert sum(host.seen.count(told) for host in hosts) == 5, "cancelled: the three, and once more; announced: one"
+
+
 def post(running, path=T2I, body=b"{}"):
     return requests.post(running.url + path, headers=BEARER, data=body, timeout=60)
 

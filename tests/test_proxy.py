@@ -13,6 +13,7 @@ from cloudvid import Client, Stage
 from cloudvid.endpoints import errors
 from cloudvid_schema.key_file import read_keys
 from support import ROOT
+from support.held_clip import HeldClip
 from support.loopback import free_port
 from support.proxies import BEARER, TOKEN, before, error_of, needs_nginx, proxy, recorder, tokens_file, two_parts
 
@@ -48,6 +49,20 @@ def test_the_client_gets_picture_and_clip_through_it(server, through):
     assert clip.data == server.client().image_to_video(picture.data, num_frames=2, num_inference_steps=1, seed=1).data
     with pytest.raises(errors.Unauthorized, match="a token that this proxy knows"):
         Client(through.url, token="another-token-of-some-length").check_ready()
+
+
+def test_a_job_is_listed_and_cancelled_through_it(server, through, tmp_path):
+    client = Client(through.url, token=TOKEN)
+    held = HeldClip(client, "outside.1")
+    (job,) = client.server.jobs.listed()
+    assert (job.id, job.stage, job.state) == ("outside.1", "i2v", "running")
+    client.server.jobs.cancel("outside.1", Stage.I2V)
+    assert isinstance(held.end(), errors.Cancelled)
+    for method, path in (("GET", "/jobs"), ("DELETE", "/jobs/a")):
+        assert requests.request(method, through.url + path, timeout=60).status_code == 401
+    refused = requests.post(f"{through.url}/jobs", headers=BEARER, timeout=60)
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, PUT, DELETE")
+    assert requests.get(f"{through.url}/jobs/../live", headers=BEARER, timeout=60).status_code == 404
 
 
 def test_a_picture_sent_alone_takes_its_parameters_from_the_query(server, through):

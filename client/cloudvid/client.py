@@ -27,7 +27,7 @@ from cloudvid.server.scale import scale
 from cloudvid.server.server import Server
 from cloudvid.server.state import StageStatus
 from cloudvid_schema.faults import Fault, faults_of
-from cloudvid_schema.protocol import JSON, MAX_IMAGE_BYTES, MEDIA_TYPE, NDJSON, REQUESTS, Request, Stage
+from cloudvid_schema.protocol import JOB_HEADER, JSON, MAX_IMAGE_BYTES, MEDIA_TYPE, NDJSON, REQUESTS, Request, Stage
 
 
 class Client:
@@ -102,6 +102,7 @@ class Client:
         metadata: dict[str, Any] | None = None,
         embed_recipe: bool | None = None,
         on_event: OnEvent | None = None,
+        job: str | None = None,
     ) -> Generated:
         """A PNG picture of a prompt. Parameters that are not given have the defaults of `TextToImageParameters`.
 
@@ -116,14 +117,15 @@ class Client:
             metadata: stored in the file.
             embed_recipe: whether the file carries its recipe and the metadata.
             on_event: called with every step; without it the answer comes in one piece.
+            job: see `send`.
 
         Raises:
             InvalidRequest: a parameter breaks its rule; nothing was sent.
             ServerUnavailable: the server cannot be reached or refuses the token.
             StageError: the request failed.
         """
-        given = {name: value for name, value in locals().items() if name not in ("self", "on_event")}
-        return self.send(_validated(Stage.T2I, given), on_event=on_event)
+        given = {name: value for name, value in locals().items() if name not in ("self", "on_event", "job")}
+        return self.send(_validated(Stage.T2I, given), on_event=on_event, job=job)
 
     def image_to_video(
         self,
@@ -144,6 +146,7 @@ class Client:
         metadata: dict[str, Any] | None = None,
         embed_recipe: bool | None = None,
         on_event: OnEvent | None = None,
+        job: str | None = None,
     ) -> Generated:
         """An MP4 clip that begins with a picture. The defaults are those of `ImageToVideoParameters`.
 
@@ -164,22 +167,36 @@ class Client:
             metadata: stored in the file.
             embed_recipe: whether the file carries its recipe and the metadata.
             on_event: called with every step; without it the answer comes in one piece.
+            job: see `send`.
 
         Raises:
             InvalidRequest: a parameter breaks its rule; nothing was sent.
             ServerUnavailable: the server cannot be reached or refuses the token.
             StageError: the request failed.
         """
-        given = {name: value for name, value in locals().items() if name not in ("self", "image", "on_event")}
+        given = {name: value for name, value in locals().items() if name not in ("self", "image", "on_event", "job")}
         request = _validated(Stage.I2V, given)
         picture = image if isinstance(image, bytes) else _read(Path(image))
         if not 0 < len(picture) <= MAX_IMAGE_BYTES:
             rule = f"must have 1 to {MAX_IMAGE_BYTES} bytes; this has {len(picture)}"
             raise errors.InvalidRequest([Fault("image", rule, has_value=False)])
-        return self.send(request, picture, on_event=on_event)
+        return self.send(request, picture, on_event=on_event, job=job)
 
-    def send(self, request: Request, picture: bytes | None = None, *, on_event: OnEvent | None = None) -> Generated:
+    def send(
+        self,
+        request: Request,
+        picture: bytes | None = None,
+        *,
+        on_event: OnEvent | None = None,
+        job: str | None = None,
+    ) -> Generated:
         """Send a validated request; its class decides the stage.
+
+        Args:
+            request: what to make.
+            picture: of i2v: the file of the first frame.
+            on_event: called with every step; without it the answer comes in one piece.
+            job: an id by which it can be found and cancelled (`server.jobs`) while it waits and runs.
 
         Raises:
             ServerUnavailable: the server cannot be reached or refuses the token.
@@ -193,6 +210,9 @@ class Client:
             body["headers"]["Content-Type"] = JSON
         else:
             body["files"] = {"image": ("image", picture), "parameters": ("parameters", parameters.encode(), JSON)}
+        if job:
+            body["headers"][JOB_HEADER] = job
+            self.server.jobs.announce(job, stage)
         url, timeout = f"{self.server.urls[stage]}/predictions/{stage}", (CONNECT_SECONDS, self.timeout)
         try:
             with self._connection.call("POST", url, "inference", stream=True, timeout=timeout, **body) as response:

@@ -31,6 +31,11 @@ DIGEST_HEADER = "Content-Digest"
 """`sha-256=:<base64>:` of the body (RFC 9530)."""
 WARNINGS_HEADER = "CloudVid-Warnings"
 """What the model ignored in the request: a JSON array of texts, in ASCII. Absent where there are none."""
+JOB_HEADER = "CloudVid-Job"
+"""Names the job of a request, so that it can be found and cancelled: `JOB_ID`."""
+MAX_JOB_ID = 140
+JOB_ID = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_JOB_ID - 1}}}"
+JOB_ID_RULE = f"1 to {MAX_JOB_ID} letters, digits, '.', '_' or '-', the first a letter or digit"
 TIMING_HEADER = "Server-Timing"
 """Milliseconds of each phase: `denoise;dur=812.3, decode;dur=95.0, encode;dur=31.2`."""
 
@@ -134,8 +139,8 @@ class RequestError(Exception):
     """A request that a stage does not carry out, with the answer that says why.
 
     Args:
-        code: HTTP status: 400 unreadable body, 413 too large, 415 media type, 422 parameters, 507 out of memory,
-            500 the stage failed.
+        code: HTTP status: 400 unreadable body, 409 cancelled, 413 too large, 415 media type, 422 parameters,
+            507 out of memory, 500 the stage failed.
         type: machine-readable name of the kind, e.g. `InvalidParameters`.
         message: for a person; never a traceback, never a path of the server.
         faults: the parameters at fault.
@@ -155,6 +160,11 @@ class RequestError(Exception):
     def unreadable(cls, message: str) -> "RequestError":
         """400: the body cannot be read at all."""
         return cls(400, "UnreadableBody", message)
+
+    @classmethod
+    def cancelled(cls) -> "RequestError":
+        """409: somebody asked for the job's end."""
+        return cls(409, "Cancelled", "the job was cancelled")
 
 
 class Description(BaseModel):
@@ -182,6 +192,26 @@ class Description(BaseModel):
     """Of t2i: the words that the model knows, where it knows only some."""
 
 
+Phase = Literal["denoise", "decode", "encode"]
+
+
+class JobStatus(BaseModel):
+    """A request that waits or is being carried out: an entry of the answer to `GET /jobs`."""
+
+    id: str
+    """From the header `CloudVid-Job`, or TorchServe's own id of the request."""
+    stage: Stage
+    state: Literal["queued", "running"]
+    since: float
+    """Unix time at which it was announced or began to run."""
+    phase: Phase | None = None
+    step: int | None = None
+    """Steps of the phase that are done, as of the last second."""
+    steps: int | None = None
+    worker: int | None = None
+    """Process id of the worker."""
+
+
 class Started(BaseModel):
     """First event: the request was accepted and the model is running."""
 
@@ -189,9 +219,6 @@ class Started(BaseModel):
     stage: Stage
     seed: int
     model: str
-
-
-Phase = Literal["denoise", "decode", "encode"]
 
 
 class Progress(BaseModel):

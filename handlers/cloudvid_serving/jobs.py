@@ -24,6 +24,8 @@ class Job:
     """Told the seed and the model before the first step."""
     on_step: OnStep = lambda phase, step, steps: None
     """Told of every step."""
+    is_cancelled: Callable[[], bool] = lambda: False
+    """Whether its end was asked for; called between steps, so it has to be quick."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Output:
     """What the model ignored in the request."""
     memory_retries: int = 0
     """How often something was done again in smaller parts because memory ran out."""
+
+
+class Cancelled(Exception):
+    """The end of every job in a call of the pipeline was asked for."""
 
 
 class WorkerUnfit(Exception):

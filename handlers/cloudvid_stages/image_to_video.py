@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any, ClassVar
@@ -66,7 +66,7 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings, _Accepted]):
             raise RequestError.invalid(faults)
         check(pixels=width * height)
         resolved = request.model_copy(update={"width": width, "height": height, "num_frames": num_frames})
-        return _Accepted(resolved, picture, job.on_start, job.on_step, image=image)
+        return _Accepted(**vars(replace(job, request=resolved)), image=image)
 
     def _carry_out(self, group: Sequence[_Accepted]) -> list[Output]:
         (accepted,) = group

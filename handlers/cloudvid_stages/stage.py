@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from cloudvid_schema.faults import faults_of
 from cloudvid_schema.parameters import MAX_SEED
 from cloudvid_schema.protocol import Description, Phase, RequestError, Stage
-from cloudvid_serving.jobs import Job, OnStep, Output, WorkerUnfit
+from cloudvid_serving.jobs import Cancelled, Job, Output, WorkerUnfit
 from cloudvid_stages.gpu import gpu_gauges
 from cloudvid_stages.loading import LoadedPipeline, load_pipeline
 from cloudvid_stages.memory import device_faults, peak_bytes
@@ -41,22 +41,28 @@ def average(seconds: dict[str, float], timings: dict[str, float], pixels: int, s
 
 @dataclass
 class Stopwatch:
-    """Times the phases of one call of a pipeline and passes its steps on."""
+    """Times the phases of one call of a pipeline, passes its steps on, and ends it once nobody wants its files."""
 
     device: torch.device
-    listeners: Sequence[OnStep]
+    jobs: Sequence[Job]
     timings: dict[str, float] = field(default_factory=dict)
     _since: float = field(default_factory=perf_counter)
 
     def step(self, phase: Phase, step: int, steps: int) -> None:
-        """A step is done: what has passed since the last one belongs to its phase."""
+        """A step is done: what has passed since the last one belongs to its phase.
+
+        Raises:
+            Cancelled: all of the jobs were.
+        """
         if step == steps and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # work that is only queued belongs to the phase that queued it
         now = perf_counter()
         self.timings[phase] = self.timings.get(phase, 0.0) + (now - self._since) * 1000
         self._since = now
-        for listener in self.listeners:
-            listener(phase, step, steps)
+        for job in self.jobs:
+            job.on_step(phase, step, steps)
+        if all(job.is_cancelled() for job in self.jobs):
+            raise Cancelled
 
     def after_step(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Diffusers' `callback_on_step_end`."""
@@ -140,19 +146,27 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
             except Exception as error:  # whatever it is, it is this request's outcome
                 outcomes[index] = error
         for group in groups.values():
-            outcomes |= self._run_group(group)
+            wanted = [(index, accepted) for index, accepted in group if not accepted.is_cancelled()]
+            outcomes |= {index: RequestError.cancelled() for index, _ in group} | self._run_group(wanted)
         return [outcomes[index] for index in range(len(jobs))]
 
     def _run_group(self, group: list[tuple[int, AcceptedJob]]) -> dict[int, Output | Exception]:
         """Carry out a group; where it fails, each half on its own, so that an error finds the request it belongs to."""
+        if not group:
+            return {}
         # Offloaded weights are created again in each call and outlive it: no tensor of inference mode may.
         no_gradients = torch.inference_mode if self._settings.offload == "none" else torch.no_grad
         try:
             with device_faults(self._loaded.device), no_gradients():
                 outcomes = self._carry_out([accepted for _, accepted in group])
-            return {index: outcome for (index, _), outcome in zip(group, outcomes, strict=True)}
+            return {
+                index: RequestError.cancelled() if accepted.is_cancelled() else outcome
+                for (index, accepted), outcome in zip(group, outcomes, strict=True)
+            }
         except WorkerUnfit:
             raise
+        except Cancelled:
+            return {index: RequestError.cancelled() for index, _ in group}
         except Exception as error:  # as above
             if len(group) == 1:
                 return {group[0][0]: error}
@@ -187,7 +201,7 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
     def _call(self, group: Sequence[Job]) -> Iterator[Stopwatch]:
         """The time of one call of the pipeline; whatever ends it, the next one finds everything as it was."""
         try:
-            yield Stopwatch(self._loaded.device, [job.on_step for job in group])
+            yield Stopwatch(self._loaded.device, group)
         finally:
             self._forget_features()
             if self._pipeline.vae.dtype != self._loaded.dtype:

@@ -149,7 +149,7 @@ def stub(answer: Callable[[BaseHTTPRequestHandler, bytes], None], port: int = 0)
         def do_GET(self):
             answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
-        do_POST = do_GET  # noqa: N815
+        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
         def log_message(self, *_):
             """Silent."""

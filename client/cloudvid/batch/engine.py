@@ -15,13 +15,14 @@ from pathlib import Path
 
 from cloudvid.batch import events
 from cloudvid.batch.gallery import PAGE, Gallery
+from cloudvid.batch.manifest import Failure
 from cloudvid.batch.progress import SceneProgress
 from cloudvid.batch.runner import Finished, RenderOptions, StageRunner
 from cloudvid.batch.scenes import Scene
 from cloudvid.batch.store import Store
 from cloudvid.batch.watch import Watch
 from cloudvid.client import Client
-from cloudvid.endpoints.errors import CloudVidError, NoRoom, OutputError, PictureChanged, ServerUnavailable
+from cloudvid.endpoints.errors import Cancelled, CloudVidError, NoRoom, OutputError, PictureChanged, ServerUnavailable
 from cloudvid.endpoints.failures import backoff
 from cloudvid_schema.files import DISK, Disk
 from cloudvid_schema.protocol import Stage
@@ -99,6 +100,8 @@ class _Batch:
     def run(self) -> Iterator[events.BatchEvent]:
         """Carry out the batch."""
         yield events.BatchStarted(scenes=len(self._scenes), output_dir=str(self._store.folder))
+        # What a run that was killed has left behind would only delay this one.
+        self._runner.client.server.jobs.cancel_before(f"{self._store.batch}.")
         self._watch.start()
         while not self._watch.is_ready(_TICK_SECONDS):
             pass
@@ -136,15 +139,18 @@ class _Batch:
             done=ends["done"],
             skipped=ends["skipped"],
             failed=ends["failed"],
+            cancelled=ends["cancelled"],
             requests=self._runner.requests,
             seconds=round(self._clock() - self._began, 3),
             stopped=stopped,
         )
 
     def stop(self) -> None:
-        """Let nothing be sent, stored or reported from now on."""
+        """Let nothing be sent, stored or reported from now on, and the server end what is in progress."""
         self._watch.stop()
         self._runner.stop()
+        if not self._options.leave_running:
+            self._runner.cancel()
 
     def draw_gallery(self) -> None:
         """Show what exists."""
@@ -223,8 +229,13 @@ class _Batch:
         elif isinstance(error, OutputError) and error.errno not in _ONE_FILE:
             self._fatal = error
         else:
-            each.end, each.error = "failed", str(error)
-            yield events.SceneFailed(scene=each.scene.id, stage=stage, error=type(error).__name__, message=str(error))
+            scene, name = each.scene.id, type(error).__name__
+            each.end, each.error = "cancelled" if isinstance(error, Cancelled) else "failed", str(error)
+            self._store.fail(scene, Failure(stage=stage, error=name, message=str(error)))
+            if each.end == "cancelled":
+                yield events.SceneCancelled(scene=scene, stage=stage)
+            else:
+                yield events.SceneFailed(scene=scene, stage=stage, error=name, message=str(error))
 
     def _end(self, each: SceneProgress) -> events.SceneDone | events.SceneSkipped:
         each.end = "done" if each.has_run else "skipped"

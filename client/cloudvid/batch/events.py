@@ -101,6 +101,14 @@ class SceneFailed(_StageEvent):
     message: str
 
 
+class SceneCancelled(_Event):
+    """Somebody cancelled the scene's job; the others continue, and a later run makes it."""
+
+    event: Literal["scene_cancelled"] = "scene_cancelled"
+    scene: str
+    stage: Stage
+
+
 class BatchFinished(_Event):
     """The last event, whatever ended the batch."""
 
@@ -109,6 +117,7 @@ class BatchFinished(_Event):
     done: int
     skipped: int
     failed: int
+    cancelled: int = 0
     requests: int
     """Number of POSTs."""
     seconds: float
@@ -126,6 +135,7 @@ BatchEvent = Annotated[
     | StageDone
     | SceneDone
     | SceneFailed
+    | SceneCancelled
     | BatchFinished,
     Field(discriminator="event"),
 ]

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader
 from cloudvid.batch.manifest import Entry, Record
 from cloudvid.batch.progress import Asked, SceneProgress
 from cloudvid.batch.toys import toy_note
+from cloudvid.endpoints.errors import Cancelled
 from cloudvid_schema.protocol import Stage
 
 PAGE = "index.html"
@@ -53,14 +54,16 @@ class _Card:
         entries = {stage: record.entry(stage) for stage in Stage}
         is_current = all(_is_current(progress.asked[stage], entry) for stage, entry in entries.items())
         is_done = is_current and picture and clip and clip.picture_sha256 == picture.sha256
-        self.status = "failed" if progress.error else "done" if is_done else "to do"
+        trouble = progress.error or (record.failure.message if record.failure and not is_done else None)
+        is_cancelled = record.failure is not None and record.failure.error == Cancelled.__name__
+        self.status = ("cancelled" if is_cancelled else "failed") if trouble else "done" if is_done else "to do"
         self.models = [entry.model for entry in entries.values() if entry]
         self.html = _ENVIRONMENT.get_template("card.html").render(
             id=scene.id,
             prompt=scene.scene_desc,
             motion=scene.motion_desc,
             status=self.status,
-            error=progress.error,
+            error=trouble,
             warnings=[text for entry in entries.values() if entry for text in entry.warnings or ()],
             picture=quote(scene.picture_name) if picture else None,
             clip=quote(scene.video_name) if is_done else None,

@@ -46,6 +46,17 @@ class Entry(BaseModel):
         return digest == self.request_sha256 or digest == _digest(self.request)
 
 
+class Failure(BaseModel):
+    """Why a stage made nothing of a scene the last time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: Stage
+    error: str
+    """Class name of the error; `Cancelled` if somebody asked for the end of its job."""
+    message: str
+
+
 class Record(BaseModel):
     """A scene's line."""
 
@@ -54,6 +65,8 @@ class Record(BaseModel):
     id: str
     t2i: Entry | None = None
     i2v: Entry | None = None
+    failure: Failure | None = None
+    """Until the scene makes progress again."""
 
     def entry(self, stage: Stage) -> Entry | None:
         """The entry of one stage, if there is one."""

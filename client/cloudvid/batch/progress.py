@@ -68,14 +68,14 @@ class SceneProgress:
 
     scene: Scene
     asked: dict[Stage, Asked]
-    end: Literal["done", "skipped", "failed"] | None = None
+    end: Literal["done", "skipped", "failed", "cancelled"] | None = None
     """How it ended; None while there is something to do."""
     has_run: bool = False
     """Whether this batch has sent a request for it."""
     is_redrawn: bool = False
     """Whether its picture was requested a second time, because the first one changed on the disk."""
     error: str | None = None
-    """Why it has failed."""
+    """Why it has failed or was cancelled."""
 
     @classmethod
     def of(cls, scene: Scene, embed_recipe: bool) -> "SceneProgress":

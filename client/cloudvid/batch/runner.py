@@ -1,6 +1,7 @@
 """Runs one stage of one scene as the options say: send, retry as the failure table says, store."""
 
 import logging
+import secrets
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class RenderOptions:
     """How often a request is sent again in total; waiting for a busy or absent server does not count."""
     patience: float = 900.0
     """Seconds to wait for a server that is busy or absent before a request is given up."""
+    leave_running: bool = False
+    """Let the server finish what is in progress when the batch is interrupted, instead of cancelling it."""
     embed_recipe: bool = True
     """Whether the files carry their recipe."""
     concurrency: Mapping[Stage, int] = field(default_factory=dict)
@@ -67,6 +70,8 @@ class StageRunner:
     inbox: SimpleQueue[BatchEvent | Finished] = field(default_factory=SimpleQueue)
     requests: int = 0
     """Number of POSTs so far."""
+    _sent: dict[str, Stage] = field(default_factory=dict)
+    """Jobs that the server has, or will have in a moment."""
     _counting: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -78,6 +83,12 @@ class StageRunner:
     def stop(self) -> None:
         """Let nothing be sent, stored or reported from now on."""
         self._stop.set()
+
+    def cancel(self) -> None:
+        """Ask the server to end what is in progress: nobody waits for it any more."""
+        with self._counting:
+            sent, self._sent = self._sent, {}
+        self.client.server.jobs.cancel_these(sent.items())
 
     def _run(self, asked: Asked, reason: str) -> None:
         try:
@@ -163,10 +174,17 @@ class StageRunner:
                 self._tell(asked, StageProgress, **event.model_dump(exclude={"event"}))
 
         picture = self.store.picture(asked.scene.id) if asked.stage is Stage.I2V else None
-        self._pause()
+        job = f"{self.store.batch}.{secrets.token_hex(4)}.{asked.scene.id}"
         with self._counting:
+            self._pause()
             self.requests += 1
-        result = self.client.send(asked.request, picture, on_event=pass_on)
+            self._sent[job] = asked.stage
+        try:
+            result = self.client.send(asked.request, picture, on_event=pass_on, job=job)
+        finally:
+            with self._counting:
+                if not self._stop.is_set():  # else it is left to be cancelled
+                    del self._sent[job]
         check_whole(result.data, MEDIA_TYPE[asked.stage])
         return result
 

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cloudvid.batch.manifest import MANIFEST, Entry, Record, line_of, read_records
+from cloudvid.batch.manifest import MANIFEST, Entry, Failure, Record, line_of, read_records
 from cloudvid.batch.progress import Asked
 from cloudvid.endpoints.answers import Generated, writing
-from cloudvid.endpoints.errors import FolderInUse, NoRoom, PictureChanged, UnusableFolder
+from cloudvid.endpoints.errors import FolderInUse, NoRoom, OutputError, PictureChanged, UnusableFolder
 from cloudvid_schema.files import DISK, Disk, remove_leftovers, write_all, write_file
 from cloudvid_schema.parameters import TextToImageOptions
 from cloudvid_schema.protocol import Request, Stage, TextToImageRequest
@@ -41,6 +41,9 @@ class Store:
     def __init__(self, folder: Path, disk: Disk = DISK) -> None:
         self._path = folder / MANIFEST
         self.folder, self._disk = folder, disk
+        whose = f"{socket.gethostname()}:{folder.resolve()}"
+        self.batch = hashlib.sha256(whose.encode()).hexdigest()[:12]
+        """The beginning of its jobs' ids, the same in each run, so that a run finds what an earlier one left behind."""
         self._room = threading.Lock()
         self._promised = 0
         self._added: dict[str, Record] = {}
@@ -113,8 +116,14 @@ class Store:
             request_sha256=asked.digest,
             request=asked.request.model_dump(mode="json"),
         )
-        self.add(record.model_copy(update={asked.stage: entry}))  # a clip of another picture stays as such
+        update = {asked.stage: entry, "failure": None}
+        self.add(record.model_copy(update=update))  # a clip of another picture stays as such
         return path
+
+    def fail(self, scene: str, failure: Failure) -> None:
+        """Keep on record why a scene has failed or was cancelled, as far as that is possible."""
+        with suppress(OutputError):
+            self.add(self.record(scene).model_copy(update={"failure": failure}))
 
     def write(self, name: str, data: bytes) -> Path:
         """Write a file of the batch.

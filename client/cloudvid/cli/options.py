@@ -15,6 +15,9 @@ from cloudvid.endpoints.connection import DEFAULT_SERVER
 Command = Callable[..., None]
 SceneFile = Annotated[Path | None, typer.Argument(metavar="SCENES", help="JSON file of scenes.", show_default=False)]
 OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder for the pictures and clips.")]
+LeaveRunning = Annotated[
+    bool, typer.Option("--leave-running", help="When interrupted, let the server finish what it has in hand.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

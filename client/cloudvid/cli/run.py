@@ -15,7 +15,7 @@ from cloudvid.batch.engine import render
 from cloudvid.batch.events import BatchEvent, BatchFinished, ModelsKnown
 from cloudvid.batch.runner import RenderOptions
 from cloudvid.batch.scenes import read_scenes
-from cloudvid.cli.options import OutputDir, SceneFile, takes_client
+from cloudvid.cli.options import LeaveRunning, OutputDir, SceneFile, takes_client
 from cloudvid.cli.status import said_once
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView, View
 from cloudvid.client import Client
@@ -50,6 +50,7 @@ def run(
     i2v_concurrency: Annotated[
         int | None, typer.Option(min=1, max=_MANY, help="Parallel clip requests if the workers cannot be counted.")
     ] = None,
+    leave_running: LeaveRunning = False,
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="Whether to store the recipe in each file.")
     ] = True,
@@ -73,6 +74,7 @@ def run(
         fail_fast=fail_fast,
         retries=retries,
         patience=patience,
+        leave_running=leave_running,
         embed_recipe=metadata,
         concurrency={stage: count for stage, count in concurrency.items() if count},
     )
@@ -119,8 +121,9 @@ def _render(events: Generator[BatchEvent, None, None], view: View, on_models: Ca
     finally:
         on_models()
         view.close()
-    if isinstance(finished, BatchFinished) and finished.failed:
-        print(f"try the failed scenes again with{again}", file=sys.stderr)
+    if isinstance(finished, BatchFinished) and finished.failed + finished.cancelled:
+        which = "failed" if finished.failed else "cancelled"
+        print(f"try the {which} scenes again with{again}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,6 +1,7 @@
 """Commands on the server: ps, scale, wait, doctor."""
 
 import json as json_format
+import re
 import sys
 import time
 from collections import Counter
@@ -15,13 +16,13 @@ from rich.live import Live
 from rich.text import Text
 
 from cloudvid.cli.options import Json, OutputDir, takes_client
-from cloudvid.cli.status import Seen, look_at, said_once, table, workers_text
+from cloudvid.cli.status import Seen, jobs_table, look_at, running_jobs, said_once, table, workers_text
 from cloudvid.client import Client
 from cloudvid.endpoints.answers import plain
 from cloudvid.endpoints.errors import CloudVidError, NotScaled, ServerUnavailable
 from cloudvid.server.doctor import CHECKS, Finding, Place, examine
 from cloudvid.server.state import StageStatus
-from cloudvid_schema.protocol import Stage
+from cloudvid_schema.protocol import JOB_ID, JOB_ID_RULE, Stage
 
 _WATCH_SECONDS = 2.0
 _Stages = Annotated[list[Stage] | None, typer.Option("--stage", help="Only this stage; may be repeated.")]
@@ -39,7 +40,7 @@ def ps(
     stage: _Stages = None,
     json: Json = False,
 ) -> None:
-    """Show each stage's workers, queue, model, pace and memory.
+    """Show each stage's workers, queue, model, pace and memory, and the jobs that wait or run.
 
     The pace is in seconds per denoising step and million pixels (of every frame), as measured by the workers.
     """
@@ -48,12 +49,30 @@ def ps(
     with _screen(watch and not json) as show:
         while True:
             found = look_at(client, stage or Stage)
-            show(json_format.dumps(_documents(found)) if json else table(found))
+            jobs = running_jobs(client, stage or Stage)
+            if json:
+                told = [job.model_dump(exclude_none=True) for job in jobs]
+                show(json_format.dumps(_documents(found) | {"jobs": told}))
+            else:
+                show("\n".join([table(found), *jobs_table(jobs)]))
             if not watch:
                 break
             time.sleep(seconds or _WATCH_SECONDS)
     if any(isinstance(seen, CloudVidError) for seen in found.values()):
         raise typer.Exit(3)
+
+
+@takes_client
+def cancel(
+    client: Client,
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids, as `cloudvid ps` shows them.")],
+) -> None:
+    """Cancel jobs, whether they wait or run; a worker is free after the step in hand."""
+    if wrong := [job for job in jobs if not re.fullmatch(JOB_ID, job)]:
+        raise typer.BadParameter(f"must be {JOB_ID_RULE}, got {wrong[0]!r}", param_hint="JOB")
+    for job in jobs:
+        known = client.server.jobs.cancel(job)
+        print(f"{job}: {'cancelled' if known else 'not known; if it arrives within a day, it is not carried out'}")
 
 
 def _documents(found: Mapping[Stage, Seen]) -> dict[str, Any]:

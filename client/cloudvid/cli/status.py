@@ -8,7 +8,7 @@ from cloudvid.client import Client
 from cloudvid.endpoints.answers import plain
 from cloudvid.endpoints.errors import CloudVidError, ServerUnavailable
 from cloudvid.server.state import StageStatus
-from cloudvid_schema.protocol import Description, Stage
+from cloudvid_schema.protocol import Description, JobStatus, Stage
 
 HEADINGS = ("stage", "workers", "queue", "device", "dtype", "s/step/Mpx", "memory", "model")
 _COMMIT = 12  # characters that identify a commit
@@ -36,7 +36,7 @@ def workers_text(seen: StageStatus) -> str:
 
 def table(found: Mapping[Stage, Seen]) -> str:
     """A table with a row for every stage, and notes below it."""
-    rows: list[tuple[str, ...]] = [HEADINGS]
+    rows = []
     notes = []
     for stage, seen in found.items():
         if isinstance(seen, CloudVidError):
@@ -45,9 +45,31 @@ def table(found: Mapping[Stage, Seen]) -> str:
         else:
             rows.append(tuple(plain(cell) or _UNKNOWN for cell in _row(seen)))
             notes += _notes(seen)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *dict.fromkeys(notes)])
+    return "\n".join([*_lines(HEADINGS, rows), *dict.fromkeys(notes)])
+
+
+def running_jobs(client: Client, stages: Iterable[Stage]) -> list[JobStatus]:
+    """The jobs that wait or run; none where the server does not tell."""
+    try:
+        return client.server.jobs.listed(*stages)
+    except CloudVidError:
+        return []
+
+
+def jobs_table(jobs: Iterable[JobStatus], now: Callable[[], float] = time.time) -> list[str]:
+    """The lines of a table with a row for every job; none where there is no job."""
+    rows = [(job.id, job.stage, job.state, _step(job), f"{max(0.0, now() - job.since):.0f} s") for job in jobs]
+    return ["", *_lines(("job", "stage", "state", "step", "for"), rows)] if rows else []
+
+
+def _step(job: JobStatus) -> str:
+    return f"{job.phase} {job.step}/{job.steps}" if job.phase else _UNKNOWN
+
+
+def _lines(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    cells = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def _row(seen: StageStatus) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class Pace:
             case events.StageDone():
                 self._made[event.stage] += 1
                 self.settled[event.stage].add(event.scene)
-            case events.SceneSkipped() | events.SceneFailed():
+            case events.SceneSkipped() | events.SceneFailed() | events.SceneCancelled():
                 for stage in Stage:
                     self.settled[stage].add(event.scene)
 
@@ -95,6 +95,8 @@ class View(ABC):
                 self._print(f"{event.path}  {event.size:,} bytes, {event.seconds:.1f} s, seed {event.seed}")
             case events.SceneFailed():
                 self._print(f"failed: {event.scene}: {event.message}", "red")
+            case events.SceneCancelled():
+                self._print(f"cancelled: {event.scene}", "yellow")
             case events.StageRetried():
                 self._print(f"again in {event.wait_seconds:.1f} s: {event.scene}: {event.message}", "yellow")
             case events.BatchFinished():
@@ -161,7 +163,7 @@ class LiveView(View):
             case events.StageDone():
                 self._parts[event.stage].pop(event.scene, None)
                 self._move(event.stage)
-            case events.SceneSkipped() | events.SceneFailed():
+            case events.SceneSkipped() | events.SceneFailed() | events.SceneCancelled():
                 for stage in Stage:
                     self._parts[stage].pop(event.scene, None)
                     self._move(stage)
@@ -194,6 +196,8 @@ class QuietView(PlainView):
             self._print(event.path)
         elif isinstance(event, events.SceneFailed):
             self._print(f"failed: {event.scene}: {event.message}", "red")
+        elif isinstance(event, events.SceneCancelled):
+            self._print(f"cancelled: {event.scene}", "yellow")
 
 
 class JsonView(PlainView):
@@ -217,6 +221,8 @@ def summary(event: events.BatchFinished) -> str:
         parts.append(f"{event.skipped} of them before")
     if event.failed:
         parts.append(f"{event.failed} failed")
+    if event.cancelled:
+        parts.append(f"{event.cancelled} cancelled")
     if event.stopped:
         parts.append(f"stopped: {event.stopped}")
     return f"{', '.join(parts)} ({event.seconds:.0f} s)"

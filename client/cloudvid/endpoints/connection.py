@@ -15,6 +15,7 @@ from cloudvid.endpoints import errors
 from cloudvid.endpoints.answers import error_body, plain
 from cloudvid.endpoints.credentials import Credentials
 from cloudvid_schema.key_file import Api
+from cloudvid_schema.ports import MANAGEMENT
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
 CONNECT_SECONDS = 10.0
@@ -102,11 +103,11 @@ def address(url: str) -> str:
     return url.rstrip("/")
 
 
-def next_port(url: str) -> str:
-    """The default address of the management API: one port above the endpoints."""
+def next_port(url: str, above: int = MANAGEMENT) -> str:
+    """The address of what listens so many ports above the endpoints: by default of the management API."""
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return urlunsplit((parts.scheme, f"{host}:{(parts.port or 8080) + 1}", "", "", ""))
+    return urlunsplit((parts.scheme, f"{host}:{(parts.port or 8080) + above}", "", "", ""))
 
 
 def is_local(*urls: str) -> bool:

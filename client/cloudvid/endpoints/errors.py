@@ -12,6 +12,7 @@ CloudVidError
 │   │   └── NotScaled           the requested workers fail to start
 │   └── Unauthorized
 ├── StageError              one request failed; others may succeed
+│   ├── Cancelled           somebody asked for its end
 │   ├── Rejected            the request itself is refused
 │   ├── Busy                the queue is full
 │   ├── OutOfMemory
@@ -110,6 +111,10 @@ class StageError(_Answered):
     Attributes:
         body: the server's answer, if there was one.
     """
+
+
+class Cancelled(StageError):
+    """The request was cancelled while it waited or ran."""
 
 
 class Rejected(StageError):

@@ -39,6 +39,7 @@ ANSWERS = (
     Row(401, None, None, errors.Unauthorized, 0),
     Row(404, "ModelNotFoundException", None, errors.NotReady, 4),  # a starting server registers its models late
     Row(408, None, None, errors.BrokenAnswer, 1),
+    Row(409, "Cancelled", None, errors.Cancelled, 0),
     Row(429, None, None, errors.Busy, None),
     Row(503, "ServiceUnavailableException", None, errors.Busy, None),
     Row(503, "InternalServerException", None, errors.StageFailed, 1),

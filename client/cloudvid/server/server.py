@@ -14,14 +14,17 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cloudvid.endpoints import errors
 from cloudvid.endpoints.answers import error_body, plain
-from cloudvid.endpoints.connection import CONNECT_SECONDS, Connection, is_local
+from cloudvid.endpoints.connection import CONNECT_SECONDS, Connection, is_local, next_port
+from cloudvid.server.jobs import Jobs
 from cloudvid.server.local import last_error, resident_bytes, server_process, worker_log
 from cloudvid.server.state import StageStatus, Worker, read_status
+from cloudvid_schema.ports import EXPORTER, MANAGEMENT
 from cloudvid_schema.protocol import Description, Stage
 
 _PATIENCE_SECONDS = 1.0
@@ -44,6 +47,11 @@ class Server:
     clock: Callable[[], float] = time.monotonic
     _questions: dict[Stage, "_Question"] = field(default_factory=dict, init=False)
     _answered: dict[Stage, "_Question"] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """What waits and runs."""
+        return Jobs(self.connection, self._beside)
 
     @property
     def key_file(self) -> Path | None:
@@ -102,10 +110,7 @@ class Server:
             except (AttributeError, LookupError, TypeError, ValueError):
                 text = f"{self._model_url(stage)} is not a management API of TorchServe"
                 raise errors.Unreachable(text) from None
-        # The end of a tunnel is local too, and a container has process ids of its own: the server's folder has to say
-        # that it runs here.
-        here = server_process(self.key_file.parent) if self.key_file and is_local(seen.server) else None
-        if here is None or urlsplit(seen.server).port != here[1] + 1:
+        if not self._runs_here(seen.server):
             return seen
         return seen.model_copy(update={"workers": tuple(map(_observed, seen.workers))})
 
@@ -245,6 +250,19 @@ class Server:
                 return Description.model_validate(response.json()[0]["customizedMetadata"])
         except (errors.CloudVidError, ValueError, LookupError, TypeError):
             return None
+
+    def _beside(self, stage: Stage) -> str:
+        """Where the process beside a stage's server is asked: at its own port on this machine, else via the proxy."""
+        url = self.urls[stage]
+        return next_port(url, EXPORTER) if self._runs_here(next_port(url)) else url
+
+    def _runs_here(self, management: str) -> bool:
+        """Whether a management API is one of this machine, and the workers' process ids are valid here.
+
+        The end of a tunnel is local too, and a container has process ids of its own: the server's folder has to say so.
+        """
+        here = server_process(self.key_file.parent) if self.key_file and is_local(management) else None
+        return here is not None and urlsplit(management).port == here[1] + MANAGEMENT
 
 
 def _observed(worker: Worker) -> Worker:

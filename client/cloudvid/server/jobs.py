@@ -1,0 +1,89 @@
+"""The jobs of the servers behind both endpoints: announced before they are sent, listed, cancelled.
+
+The process beside each TorchServe keeps them (`deploy/jobs.py`): on this machine it is asked at its own port, elsewhere
+through the proxy. A server that has neither carries out requests as it always did.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from pydantic import BaseModel, ValidationError
+
+from cloudvid.endpoints import errors
+from cloudvid.endpoints.answers import error_body, plain
+from cloudvid.endpoints.connection import Connection
+from cloudvid_schema.protocol import JobStatus, Stage
+
+_PATIENCE_SECONDS = 3.0  # nobody waits longer for a courtesy
+
+
+class _Answer(BaseModel):
+    jobs: list[JobStatus] = []
+
+
+class Jobs:
+    """What waits and runs.
+
+    Args:
+        connection: sends the requests.
+        address: where a stage's jobs are asked for.
+    """
+
+    def __init__(self, connection: Connection, address: Callable[[Stage], str]) -> None:
+        self._connection, self._address = connection, address
+        self._without: set[Stage] = set()
+        """Stages whose server does not know jobs."""
+
+    def listed(self, *stages: Stage) -> list[JobStatus]:
+        """The jobs of some stages, by default of both, oldest first.
+
+        Raises:
+            ServerUnavailable: a server cannot be asked, or does not know jobs.
+        """
+        found = {job.id: job for stage in stages or tuple(Stage) for job in self._call("GET", stage, "")}
+        return sorted(found.values(), key=lambda job: job.since)
+
+    def cancel(self, job: str, *stages: Stage) -> list[JobStatus]:
+        """Cancel a job, whether it waits, runs, or is yet to arrive. Returns what is known of it.
+
+        Raises:
+            ServerUnavailable: a server cannot be asked, or does not know jobs.
+        """
+        return [found for stage in stages or tuple(Stage) for found in self._call("DELETE", stage, f"/{job}")]
+
+    def announce(self, job: str, stage: Stage) -> None:
+        """Announce a job that is about to be sent, where that is possible."""
+        if stage not in self._without:
+            with suppress(errors.CloudVidError):  # the request itself will tell what is wrong
+                self._call("PUT", stage, f"/{job}")
+
+    def cancel_these(self, jobs: Iterable[tuple[str, Stage]]) -> None:
+        """Cancel jobs that nobody waits for any more, where that is possible."""
+        for job, stage in jobs:
+            try:
+                self.cancel(job, stage)
+            except errors.CloudVidError:
+                return  # the other requests would fail the same way
+
+    def cancel_before(self, prefix: str) -> list[JobStatus]:
+        """Cancel what an earlier run has left behind, where that is possible. Returns what was cancelled."""
+        found: dict[str, JobStatus] = {}
+        for stage in Stage:
+            with suppress(errors.CloudVidError):
+                found |= {job.id: job for job in self._call("DELETE", stage, "", prefix=prefix)}
+        return list(found.values())
+
+    def _call(self, method: str, stage: Stage, path: str, **query: str) -> list[JobStatus]:
+        url, query = f"{self._address(stage)}/jobs{path}", {"stage": stage, **query}
+        with self._connection.call(method, url, "inference", params=query, timeout=_PATIENCE_SECONDS) as response:
+            status, content = response.status_code, response.content
+        if status in (404, 405):
+            self._without.add(stage)
+        try:
+            if status < 300:
+                return _Answer.model_validate_json(content).jobs
+        except ValidationError:
+            self._without.add(stage)
+        body = error_body(status, content)
+        text = f"{stage}: {self._address(stage)} lists no jobs ({status} {plain(body.message)})"
+        raise errors.Unreachable(text, body)
