@@ -3,7 +3,7 @@
 `GET /ready?stage=t2i`  200 if that stage has a READY worker (without `stage`: if every stage has), else 503
 `GET /live`             503 once TorchServe has given up workers or has not answered for a minute, else 200
 `GET /metrics`          queue and workers of each stage for Prometheus, followed by TorchServe's own metrics
-`/jobs`                 requests that wait or run: see `deploy/jobs.py`
+`/jobs`, `/description`  requests that wait or run, and how fast: see `deploy/jobs.py`
 
 `python -m deploy.exporter --port 8080 --stage t2i --stage i2v -- torchserve ...` becomes the command after `--`; the
 exporter is its child, in its process group, and ends with it.
@@ -52,7 +52,7 @@ class Exporter:
         asked = query.get("stage", [])
         if unknown := [stage for stage in asked if stage not in self._stages]:
             return _error(404, "ModelNotFoundException", f"stage: must be one of {self._stages}, got {unknown[0]!r}")
-        if f"{parts.path}/".startswith("/jobs/"):
+        if f"{parts.path}/".startswith(("/jobs/", "/description/")):
             keys = current(self._key_file)
             jobs = Jobs(self._stages, keys.inference if keys else "", self._state)
             try:
@@ -61,7 +61,7 @@ class Exporter:
                 return _error(*error.args)
         routes = {"/ready": lambda: self._ready(asked or self._stages), "/live": self._live, "/metrics": self._metrics}
         if parts.path not in routes:
-            return _error(404, "ResourceNotFoundException", f"there are {', '.join(routes)} and /jobs")
+            return _error(404, "ResourceNotFoundException", f"there are {', '.join(routes)}, /jobs and /description")
         if method != "GET":
             return _error(405, "MethodNotAllowed", "the method must be GET")
         return routes[parts.path]()

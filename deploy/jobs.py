@@ -1,9 +1,11 @@
-"""The exporter's part about jobs: which requests wait or run, and how one is cancelled. It takes the inference key.
+"""The exporter's part about jobs: which requests wait or run, how one is cancelled, and how fast they go. It takes the
+inference key.
 
 `GET /jobs?stage=t2i`     lists them
 `PUT /jobs/ID?stage=t2i`  announces one that is about to be sent, so that it is listed while it waits
 `DELETE /jobs/ID`         cancels it, whether it waits, runs or is yet to come; `DELETE /jobs?prefix=P` those whose ids
                           begin so
+`GET /description?stage=t2i`  what the stage's workers say of themselves, however busy they are
 """
 
 import hmac
@@ -13,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cloudvid_schema.protocol import JOB_ID, JOB_ID_RULE, JobStatus, Stage
+from cloudvid_serving import descriptions
 from cloudvid_serving.job_files import JobFiles
 
 _SENDING_SECONDS = 60.0
@@ -42,11 +45,14 @@ class Jobs:
             JobError: the request is refused.
         """
         found = _PATH.fullmatch(path)
-        if not found:
+        if not found and path != "/description":
             raise JobError(404, "ResourceNotFoundException", f"there are /jobs and /jobs/ID; ID has {JOB_ID_RULE}")
         if not self._key or not hmac.compare_digest(authorization.encode(), f"Bearer {self._key}".encode()):
             raise JobError(401, "InvalidToken", "Authorization: must be Bearer and the inference key")
-        stages, job = query.get("stage", []), found[1]
+        stages = query.get("stage", [])
+        if not found:
+            return 200, self._description(method, stages)
+        job = found[1]
         match method, bool(job):
             case "GET", False:
                 return 200, _document(self._listed(stages or self._stages))
@@ -62,6 +68,17 @@ class Jobs:
                 raise JobError(422, "InvalidParameters", f"stage: must be one of {', '.join(self._stages)}")
         methods = "PUT or DELETE" if job else "GET or DELETE"
         raise JobError(405, "MethodNotAllowed", f"the method must be {methods}")
+
+    def _description(self, method: str, stages: Sequence[str]) -> dict[str, Any]:
+        if method != "GET":
+            raise JobError(405, "MethodNotAllowed", "the method must be GET")
+        if len(stages) != 1:
+            raise JobError(422, "InvalidParameters", f"stage: must be one of {', '.join(self._stages)}")
+        state = self._state(stages[0])
+        told = descriptions.get(Stage(stages[0])) if state and state["workers"]["READY"] else None
+        if told is None:  # what an earlier server has left does not count
+            raise JobError(503, "ServiceUnavailableException", f"{stages[0]} has no worker that is ready")
+        return told.model_dump(mode="json")
 
     def _cancel_all(self, prefix: str) -> list[JobStatus]:
         if not re.fullmatch(JOB_ID, prefix):

@@ -28,7 +28,7 @@ from cloudvid_schema import protocol
 from cloudvid_schema.faults import Fault
 from cloudvid_schema.processes import end_with
 from cloudvid_schema.protocol import ErrorBody, Failed, Phase, Progress, RequestError, Result, Stage, Started
-from cloudvid_serving import bodies
+from cloudvid_serving import bodies, descriptions
 from cloudvid_serving.job_files import JobFiles, RunningJob
 from cloudvid_serving.jobs import Job, LoadedStage, Output, WorkerUnfit
 
@@ -67,6 +67,7 @@ class StageHandler:
         self._loaded = stage_class.load(section, context.system_properties.get("gpu_id"))
         self._metrics = _Metrics(context.metrics, self._loaded)
         self._files = JobFiles()
+        descriptions.put(self._loaded.describe())
         logger.info("%s is loaded: %s", stage, self._loaded.identity)
 
     def handle(self, rows: list[Row], context: Context) -> list[bytes]:
@@ -97,6 +98,7 @@ class StageHandler:
             answers[index] = replies[index].end(outcome)
         if jobs:
             self._metrics.measure()
+            descriptions.put(self._loaded.describe())
         return [answers[index] for index in range(len(rows))]
 
 

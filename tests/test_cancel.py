@@ -160,6 +160,19 @@ def test_the_command_line_shows_a_job_and_cancels_it(server, tmp_path):
     assert refused.returncode == 2
 
 
+def test_a_busy_worker_is_described_and_its_pace_known(server, tmp_path):
+    client = server.client()
+    client.image_to_video(stages.picture((64, 64)), num_frames=2, num_inference_steps=1, seed=3)
+    held = HeldClip(client, "busy")
+    seen = client.status(Stage.I2V)
+    assert seen.busy
+    assert seen.description.model.startswith("cloudvid-tiny-i2v@")
+    assert seen.description.seconds.keys() == {"denoise", "decode"}
+    client.server.jobs.cancel("busy")
+    held.end()
+    assert not client.status(Stage.I2V).busy
+
+
 def test_jobs_take_the_inference_key(server):
     url = f"http://127.0.0.1:{server.process.port + EXPORTER}/jobs"
     for headers in ({}, {"Authorization": "Bearer other"}):

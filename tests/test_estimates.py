@@ -1,11 +1,13 @@
 """What a plan says of time, steps and sizes, worked out here by hand."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from cloudvid import Stage, parse_scenes, render
+from cloudvid.batch.estimate import Estimate, Task
 from cloudvid.batch.plan import make_plan
 from cloudvid_schema.protocol import Description
 from support.command_line import cloudvid
@@ -36,7 +38,7 @@ def plan(folder, *document, **descriptions):
 
 def test_an_estimate_is_pixels_by_steps_by_measured_seconds(tmp_path):
     made = plan(tmp_path, SCENE, t2i=PAINTER, i2v=ANIMATOR)
-    assert [stage.seconds for stage in made.stages] == [pytest.approx(DRAWN), pytest.approx(ANIMATED)]
+    assert made.seconds == pytest.approx(DRAWN + ANIMATED)
     assert [stage.steps for stage in made.stages] == [10, 20]
     assert made.steps == 30
 
@@ -54,27 +56,25 @@ def test_an_estimate_is_pixels_by_steps_by_measured_seconds(tmp_path):
 def test_a_clips_estimate_follows_its_size_frames_and_steps(tmp_path, changes, described, pixels, frames, steps):
     scene = {**SCENE, "i2v_params": {**SCENE["i2v_params"], **changes}}
     made = plan(tmp_path, scene, t2i=PAINTER, i2v=ANIMATOR.model_copy(update=described))
-    assert made.stages[1].seconds == pytest.approx(pixels * frames * (0.5 * steps + 0.25))
+    assert made.seconds == pytest.approx(DRAWN + pixels * frames * (0.5 * steps + 0.25))
 
 
-def test_a_run_takes_as_long_as_its_slower_stage(tmp_path):
-    made = plan(tmp_path, SCENE, {**SCENE, "id": "b"}, t2i=PAINTER, i2v=ANIMATOR)
-    assert 2 * DRAWN < 2 * ANIMATED
+def test_a_plan_is_a_schedule_of_pictures_and_clips(tmp_path):
     for workers, seconds in (
-        ({}, 2 * ANIMATED),
-        ({T2I: 1, I2V: 1}, 2 * ANIMATED),
-        ({T2I: 1, I2V: 2}, ANIMATED),
-        ({T2I: 1, I2V: 10}, 2 * DRAWN),
-        ({T2I: 4, I2V: 100}, DRAWN / 2),
-        ({T2I: 0, I2V: 0}, 2 * ANIMATED),
+        ({}, DRAWN + 2 * ANIMATED),
+        ({T2I: 1, I2V: 1}, DRAWN + 2 * ANIMATED),
+        ({T2I: 1, I2V: 2}, 2 * DRAWN + ANIMATED),
+        ({T2I: 2, I2V: 2}, DRAWN + ANIMATED),
+        ({T2I: 0, I2V: 0}, DRAWN + 2 * ANIMATED),
     ):
-        assert made.seconds(workers) == pytest.approx(seconds), workers
+        known = {T2I: PAINTER, I2V: ANIMATOR}
+        made = make_plan(parse_scenes([SCENE, {**SCENE, "id": "b"}]), tmp_path, known, workers=workers)
+        assert made.seconds == pytest.approx(seconds), workers
 
 
 def test_no_estimate_where_a_stage_that_runs_is_unmeasured(tmp_path):
-    unmeasured = PAINTER.model_copy(update={"seconds": {"denoise": 2.0}})
-    assert plan(tmp_path, SCENE, i2v=ANIMATOR).seconds({}) is None
-    assert plan(tmp_path, SCENE, t2i=unmeasured, i2v=ANIMATOR).seconds({}) is None
+    assert plan(tmp_path, SCENE, i2v=ANIMATOR).seconds is None
+    assert plan(tmp_path, SCENE, t2i=PAINTER).seconds is None
 
 
 def test_what_is_skipped_takes_no_time(tmp_path):
@@ -84,7 +84,7 @@ def test_what_is_skipped_takes_no_time(tmp_path):
     animator = Description(stage=I2V, model="noise-i2v@1", seconds={"denoise": 1.0, "decode": 1.0}, num_frames=2)
     made = plan(tmp_path, *scenes(1), i2v=animator)
     assert [(stage.reason, stage.steps) for stage in made.stages] == [(None, 0), ("file missing", 2)]
-    assert made.seconds({}) == pytest.approx(64 * 64 * 2 / 1e6 * 3)
+    assert made.seconds == pytest.approx(64 * 64 * 2 / 1e6 * 3)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,7 @@ def test_the_plan_command_prints_steps_and_seconds(tmp_path):
     (tmp_path / "scenes.json").write_text(json.dumps([SCENE, {**SCENE, "id": "b"}]))
     with fake_server(fake) as server:
         done = cloudvid("plan", "scenes.json", *connection(server), cwd=tmp_path)
-    seconds = 2 * FRAME_PIXELS * 10 * (30 * 20 + 60) / 2
-    assert seconds > 2 * PICTURE_PIXELS * (30 * 10 + 60)
+    seconds = 2 * PICTURE_PIXELS * (30 * 10 + 60) + FRAME_PIXELS * 10 * (30 * 20 + 60)
     last = done.stdout.splitlines()[-1]
     assert last == f"4 of 4 files to make, 60 steps; about {seconds:.0f} s at the server's own pace"
 
@@ -136,3 +135,80 @@ def test_a_plan_says_how_a_picture_is_fitted(picture, clip, how, tmp_path):
 
 def test_a_clip_of_its_pictures_size_needs_no_warning(tmp_path):
     assert plan(tmp_path, *scenes(1)).warnings == []
+
+
+# --- while a batch runs
+
+
+class Run:
+    """A batch as the engine sends it, with steps of its own pace, and what was said to be left after each of them."""
+
+    def __init__(self, scenes, estimate, steps, rest, workers, clock):
+        self.told = []
+        self._estimate, self._clock, self._steps, self._rest = estimate, clock, steps, rest
+        waiting = {T2I: [f"s{number}" for number in range(scenes)], I2V: []}
+        running = []  # when its next step is done, how many are, its stage and scene
+        while waiting[T2I] or waiting[I2V] or running:
+            for stage in (I2V, T2I):
+                while waiting[stage] and sum(job[2] is stage for job in running) < workers[stage]:
+                    running.append((clock() + self._seconds(stage, 0), 0, stage, waiting[stage].pop(0)))
+            running.sort(key=lambda job: job[0])
+            at, done, stage, scene = running.pop(0)
+            clock.now = at
+            if done < STEPS[stage]:
+                estimate.step(scene, stage, "denoise", done + 1, STEPS[stage])
+                running.append((at + self._seconds(stage, done + 1), done + 1, stage, scene))
+            else:
+                estimate.end(scene, stage)
+                if stage is T2I:
+                    waiting[I2V].append(scene)
+            self.told.append((at, estimate.left()))
+
+    def _seconds(self, stage, done):
+        return self._rest[stage] if done == STEPS[stage] else self._steps[stage](self._clock())
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+STEPS = {T2I: 20, I2V: 12}
+
+
+def simulated(scenes, before, steps, workers=1):
+    clock = Clock()
+    tasks = [Task(f"s{number}", stage, 1.0, STEPS[stage]) for number in range(scenes) for stage in (T2I, I2V)]
+    seconds = {T2I: {"denoise": before[0], "decode": 1.0}, I2V: {"denoise": before[1], "decode": 4.0}}
+    described = {stage: Description(stage=stage, model="m@1", seconds=told) for stage, told in seconds.items()}
+    count = {T2I: 1, I2V: workers}
+    estimate = Estimate(tasks, described, count, clock)
+    first = estimate.left()
+    return first, Run(scenes, estimate, steps, {T2I: 1.0, I2V: 4.0}, count, clock)
+
+
+def steady(seconds):
+    return lambda now: seconds
+
+
+def slower_while_both_work(seconds):
+    """On one processor: the pictures are made in the first half of a minute."""
+    return lambda now: seconds * (1.25 if now < 30 else 1.0)
+
+
+@pytest.mark.parametrize("scenes", [3, 12])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("pace", [steady, slower_while_both_work])
+@pytest.mark.parametrize("before", [(0.1, 1.0), (0.13, 0.8), (0.07, 1.2)])
+def test_what_is_left_is_right_from_a_tenth_on(scenes, workers, pace, before):
+    first, run = simulated(scenes, before, {T2I: pace(0.1), I2V: pace(1.0)}, workers)
+    whole = run.told[-1][0]
+    assert first == pytest.approx(whole, rel=0.6), "from the first second"
+    told = [(at, left) for at, left in run.told if at >= whole / 10]
+    for at, left in told:
+        assert left == pytest.approx(whole - at, rel=0.3, abs=0.06 * whole), at
+    for (_, earlier), (_, later) in pairwise(told):
+        assert later <= earlier * 1.1 + 1e-6
+    assert run.told[-1][1] == 0.0

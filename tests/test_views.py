@@ -131,10 +131,10 @@ def test_elsewhere_a_long_clip_gets_a_line_now_and_then(tmp_path):
             now[0] += 20.0
             view.show(event)
     lines = [line for line in out.getvalue().splitlines() if line.startswith("  ")]
-    pattern = r"  s\d: (t2i|i2v) (denoise|decode|encode) \d/\d(, \d+\.\d\d s/step)?(, \d:\d\d:\d\d left)?"
+    pattern = r"  s\d: (t2i|i2v) (denoise|decode|encode) \d/\d(, \d+\.\d\d s/step)?(, \d:\d\d:\d\d left of the batch)?"
     assert all(re.fullmatch(pattern, line) for line in lines), lines
     assert any("s/step" in line for line in lines)
-    assert any(line.endswith(" left") for line in lines)
+    assert any(line.endswith(" left of the batch") for line in lines)
 
 
 def test_plan_says_what_would_run_and_why_and_how_long(fake, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
+from cloudvid_schema.files import replace_file
 from cloudvid_schema.protocol import JobStatus, Phase, RequestError, Stage
 
 _CANCEL_SECONDS = 24 * 3600.0  # longer than any queue
@@ -40,11 +41,10 @@ class JobFiles:
         return self._folder / f"{job}.cancel"
 
     def write(self, status: JobStatus) -> None:
-        """Put a job's state on record."""
-        self._folder.mkdir(exist_ok=True, mode=0o700)
-        temporary = self._folder / f"{status.id}.{os.getpid()}.tmp"
-        temporary.write_text(status.model_dump_json())
-        temporary.replace(self._record(status.id))
+        """Put a job's state on record, if that is possible: a full disk is no reason to fail the job."""
+        with suppress(OSError):
+            self._folder.mkdir(exist_ok=True, mode=0o700)
+            replace_file(self._record(status.id), status.model_dump_json().encode())
 
     def remove(self, job: str) -> None:
         """Forget a job that has ended."""

@@ -14,8 +14,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from cloudvid.batch import events
+from cloudvid.batch.estimate import Estimate, Task
 from cloudvid.batch.gallery import PAGE, Gallery
 from cloudvid.batch.manifest import Failure
+from cloudvid.batch.plan import reasons
 from cloudvid.batch.progress import SceneProgress
 from cloudvid.batch.runner import Finished, RenderOptions, StageRunner
 from cloudvid.batch.scenes import Scene
@@ -105,7 +107,8 @@ class _Batch:
         self._watch.start()
         while not self._watch.is_ready(_TICK_SECONDS):
             pass
-        yield events.ModelsKnown(models=self._watch.models)
+        self._estimate = self._first_estimate()
+        yield events.ModelsKnown(models=self._watch.models, seconds_left=self._seconds_left())
         while not self._is_unwritable() and not self._is_failed():
             self._give_up()
             while stage := self._next_stage():
@@ -118,11 +121,15 @@ class _Batch:
                 continue
             if isinstance(item, Finished):
                 yield from self._finish(item)
+            elif isinstance(item, events.StageProgress):
+                self._estimate.step(item.scene, item.stage, item.phase, item.step, item.steps)
+                yield item.model_copy(update={"seconds_left": self._seconds_left()})
             else:
                 yield item
         self.stop()
         if not self._is_unwritable():
-            for conclude in (self.draw_gallery, lambda: self._store.close(self._order)):
+            conclusions: list[Callable[[], None]] = [self.draw_gallery, lambda: self._store.close(self._order)]
+            for conclude in conclusions:
                 try:
                     conclude()
                 except OutputError as error:
@@ -130,6 +137,27 @@ class _Batch:
         yield self.finished("failed" if self._is_failed() else str(self._fatal) if self._fatal else None)
         if self._fatal is not None:
             raise self._fatal
+
+    def _first_estimate(self) -> Estimate:
+        tasks = []
+        for each in self._scenes.values():
+            why = reasons(
+                each.asked,
+                self._store.record(each.scene.id),
+                self._store.folder,
+                self._watch.models,
+                force=self._options.force,
+                is_quick=True,
+            )
+            tasks += [self._task(each, stage) for stage in Stage if why[stage]]
+        return Estimate(tasks, self._watch.described, self._watch.workers, self._clock)
+
+    def _task(self, each: SceneProgress, stage: Stage) -> Task:
+        return Task.of(each.scene, each.asked[stage].request, self._watch.described.get(stage))
+
+    def _seconds_left(self) -> float | None:
+        left = self._estimate.left()
+        return None if left is None else round(left, 1)
 
     def finished(self, stopped: str | None) -> events.BatchFinished:
         """The last event."""
@@ -152,10 +180,10 @@ class _Batch:
         if not self._options.leave_running:
             self._runner.cancel()
 
-    def draw_gallery(self) -> None:
-        """Show what exists."""
+    def draw_gallery(self, seconds_left: float | None = None) -> None:
+        """Show what exists, and, while the batch runs, when the rest will."""
         self._drawn_at = self._clock()
-        self._store.write(PAGE, self._gallery.page())
+        self._store.write(PAGE, self._gallery.page(seconds_left))
 
     def _is_failed(self) -> bool:
         return self._options.fail_fast and any(each.end == "failed" for each in self._scenes.values())
@@ -186,6 +214,7 @@ class _Batch:
         reason = "forced" if self._options.force else asked.reason_to_run(record, self._store.folder, model)
         if reason:
             each.has_run = True
+            self._estimate.begin(self._task(each, stage))
             self._running[stage] += 1
             self._runner.start(asked, reason)
         elif stage is Stage.T2I:
@@ -199,6 +228,7 @@ class _Batch:
         self._running[stage] = max(0, self._running[stage] - 1)  # the stage may have been given up
         self._gallery.changed(each)
         if isinstance(result, CloudVidError):
+            self._estimate.drop(each.scene.id)
             yield from self._fail(each, stage, result)
             return
         if self._watch.models[stage] != result.model:
@@ -207,6 +237,7 @@ class _Batch:
                 if other.end == "skipped":  # compared with another model, or with none
                     other.end = None
                     self._waiting[Stage.T2I].append(other)
+        self._estimate.end(each.scene.id, stage)
         yield result
         if stage is Stage.T2I:
             self._waiting[Stage.I2V].append(each)
@@ -214,7 +245,7 @@ class _Batch:
             yield self._end(each)
         if self._clock() - self._drawn_at >= _GALLERY_SECONDS:
             with suppress(OutputError):  # the one at the end counts
-                self.draw_gallery()
+                self.draw_gallery(self._seconds_left())
 
     def _fail(self, each: SceneProgress, stage: Stage, error: CloudVidError) -> Iterator[events.BatchEvent]:
         if isinstance(error, PictureChanged) and not each.is_redrawn:
@@ -238,5 +269,6 @@ class _Batch:
                 yield events.SceneFailed(scene=scene, stage=stage, error=name, message=str(error))
 
     def _end(self, each: SceneProgress) -> events.SceneDone | events.SceneSkipped:
+        self._estimate.drop(each.scene.id)
         each.end = "done" if each.has_run else "skipped"
         return (events.SceneDone if each.has_run else events.SceneSkipped)(scene=each.scene.id)

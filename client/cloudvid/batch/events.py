@@ -32,6 +32,8 @@ class ModelsKnown(_Event):
     event: Literal["models_known"] = "models_known"
     models: dict[Stage, str | None]
     """Identity of each stage's model; None if the server cannot be asked or its workers are busy."""
+    seconds_left: float | None = None
+    """Of the whole batch; None until every stage's pace is known."""
 
 
 class SceneSkipped(_Event):
@@ -58,6 +60,8 @@ class StageProgress(_StageEvent):
     phase: Phase
     step: int
     steps: int
+    seconds_left: float | None = None
+    """Of the whole batch."""
 
 
 class StageRetried(_StageEvent):

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 
+from cloudvid.batch.estimate import duration
 from cloudvid.batch.manifest import Entry, Record
 from cloudvid.batch.progress import Asked, SceneProgress
 from cloudvid.batch.toys import toy_note
@@ -34,8 +35,8 @@ class Gallery:
         """Note that a scene's record or state has changed."""
         self._cards.pop(progress.scene.id, None)
 
-    def page(self) -> bytes:
-        """The HTML document."""
+    def page(self, seconds_left: float | None = None) -> bytes:
+        """The HTML document; of a batch that runs with the time that it still takes."""
         for progress in self._scenes:
             if (scene := progress.scene.id) not in self._cards:
                 self._cards[scene] = _Card(progress, self._record(scene), is_open=len(self._scenes) <= _MANY)
@@ -43,7 +44,8 @@ class Gallery:
         counts = Counter(card.status for card in cards)
         models = sorted({model for card in cards for model in card.models})
         page = _ENVIRONMENT.get_template("gallery.html")
-        return page.render(cards=cards, counts=counts, models=models, note=toy_note(models)).encode()
+        left = None if seconds_left is None else duration(seconds_left)
+        return page.render(cards=cards, counts=counts, models=models, note=toy_note(models), left=left).encode()
 
 
 class _Card:

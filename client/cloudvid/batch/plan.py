@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloudvid.batch.estimate import Estimate, Task
 from cloudvid.batch.manifest import Record, read_records
 from cloudvid.batch.progress import Asked
 from cloudvid.batch.scenes import Scene
-from cloudvid.batch.store import MARGIN, most_bytes, pixels
+from cloudvid.batch.store import MARGIN, most_bytes
 from cloudvid_schema.files import DISK, Disk
-from cloudvid_schema.protocol import Description, Request, Stage
-from cloudvid_schema.sizes import DEFAULT_FRAMES, clip_size
+from cloudvid_schema.protocol import Description, Stage
+from cloudvid_schema.sizes import clip_size
 from cloudvid_schema.vocabulary import vocabulary_warnings
 
 
@@ -24,8 +25,6 @@ class StagePlan:
     """Why it would run; None if its file exists, intact and as requested."""
     steps: int
     """Number of denoising steps."""
-    seconds: float | None
-    """Time on one worker; None if the server has measured nothing yet or cannot be asked."""
 
 
 @dataclass
@@ -34,20 +33,39 @@ class Plan:
 
     stages: list[StagePlan] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    seconds: float | None = None
+    """Duration of the run; None if the server has measured nothing yet or cannot be asked."""
 
     @property
     def steps(self) -> int:
         """Number of denoising steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
-    def seconds(self, workers: Mapping[Stage, int]) -> float | None:
-        """Duration of the run, in which both stages work at once and the slower one decides; None if unknown."""
-        totals = dict.fromkeys(Stage, 0.0)
-        for plan in self.stages:
-            if plan.seconds is None:
-                return None
-            totals[plan.stage] += plan.seconds
-        return max(totals[stage] / max(1, workers.get(stage, 1)) for stage in Stage)
+
+def reasons(
+    asked: Mapping[Stage, Asked],
+    record: Record,
+    folder: Path,
+    models: Mapping[Stage, str | None],
+    *,
+    force: bool = False,
+    is_quick: bool = False,
+) -> dict[Stage, str | None]:
+    """Why each stage of a scene would run; None if its file exists, intact and as requested.
+
+    Args:
+        asked: the scene's requests.
+        record: the scene's line in the manifest.
+        folder: the output folder.
+        models: identity of each stage's model, if known.
+        force: as in `RenderOptions`.
+        is_quick: trust the record, without a look at the files.
+    """
+    picture, clip = (asked[stage].reason_to_run(record, folder, models.get(stage), is_quick) for stage in Stage)
+    # A picture that is only missing or damaged will be the same again, so its clip stays.
+    if clip is None and picture not in (None, "file missing", "file damaged"):
+        clip = "picture changed"
+    return dict.fromkeys(Stage, "forced") if force else {Stage.T2I: picture, Stage.I2V: clip}
 
 
 def make_plan(
@@ -57,6 +75,7 @@ def make_plan(
     *,
     embed_recipe: bool = True,
     force: bool = False,
+    workers: Mapping[Stage, int] | None = None,
     disk: Disk = DISK,
 ) -> Plan:
     """Look at every scene as a run would.
@@ -65,6 +84,7 @@ def make_plan(
         folder: the output folder, which is only read.
         descriptions: the stages' workers' descriptions, as far as known.
         embed_recipe, force: as in `RenderOptions`.
+        workers: how many are ready; default: one of each stage.
 
     Raises:
         UnusableFolder: the manifest exists but cannot be read.
@@ -74,37 +94,27 @@ def make_plan(
     most = 0
     painter = descriptions.get(Stage.T2I)
     known = None if painter is None or painter.vocabulary is None else frozenset(painter.vocabulary)
+    models = {stage: description.model if description else None for stage, description in descriptions.items()}
+    tasks = []
     for scene in scenes:
         record = records.get(scene.id) or Record(id=scene.id)
-        is_new_picture = False
-        for stage in Stage:
-            asked, description = Asked.of(scene, stage, embed_recipe), descriptions.get(stage)
-            reason = asked.reason_to_run(record, folder, description.model if description else None)
-            if reason is None and is_new_picture:
-                reason = "picture changed"
-            # A picture that is only missing or damaged will be the same again, so its clip stays.
-            is_new_picture = stage is Stage.T2I and reason not in (None, "file missing", "file damaged")
-            reason = "forced" if force else reason
-            steps = asked.request.num_inference_steps if reason else 0
-            seconds = _seconds(scene, asked.request, description) if reason else 0.0
-            plan.stages.append(StagePlan(scene.id, stage, reason, steps, seconds))
-            most += most_bytes(asked.request, scene.t2i_params) if reason else 0
+        asked = {stage: Asked.of(scene, stage, embed_recipe) for stage in Stage}
+        for stage, reason in reasons(asked, record, folder, models, force=force).items():
+            request = asked[stage].request
+            plan.stages.append(StagePlan(scene.id, stage, reason, request.num_inference_steps if reason else 0))
+            if reason:
+                tasks.append(Task.of(scene, request, descriptions.get(stage)))
+                most += most_bytes(request, scene.t2i_params)
         plan.warnings += _size_warnings(scene)
         if known is not None:
             plan.warnings += [f"{scene.id}: {text}" for text in vocabulary_warnings(scene.t2i_request(), known)]
+    plan.seconds = Estimate(tasks, descriptions, workers or {}).seconds()
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = disk.free(existing)
     if free is not None and most and free < most + MARGIN:
         text = f"{folder} has {free:,} bytes left, and the files may need {most:,}: a run stops before the disk is full"
         plan.warnings.append(text)
     return plan
-
-
-def _seconds(scene: Scene, request: Request, description: Description | None) -> float | None:
-    if description is None or not {"denoise", "decode"} <= description.seconds.keys():
-        return None
-    seconds = description.seconds["denoise"] * request.num_inference_steps + description.seconds["decode"]
-    return pixels(request, scene.t2i_params, description.num_frames or DEFAULT_FRAMES) / 1e6 * seconds
 
 
 def _size_warnings(scene: Scene) -> list[str]:

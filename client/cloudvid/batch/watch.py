@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from cloudvid.endpoints.errors import CloudVidError, Unhealthy
 from cloudvid.endpoints.failures import DOWN_SECONDS
 from cloudvid.server.server import Server
-from cloudvid_schema.protocol import Stage
+from cloudvid_schema.protocol import Description, Stage
 
 _SECONDS = 4.0
 _LOOKS = 4  # in a row
@@ -39,11 +39,18 @@ class Watch:
 
         A busy worker answers once it is free; the first file shows the model of one that stays busy for longer.
         """
+        self.described: dict[Stage, Description] = {}
+        """What the workers said of themselves."""
 
     def start(self) -> None:
         """Begin to watch; see `is_ready`."""
         for stage in Stage:
             threading.Thread(target=self._watch, args=(stage,), name=f"watch {stage}", daemon=True).start()
+
+    @property
+    def workers(self) -> dict[Stage, int]:
+        """How many requests each stage carries out at once."""
+        return {stage: max(1, slots - 1) for stage, slots in self.slots.items()}
 
     def is_ready(self, timeout: float) -> bool:
         """Whether the models are known, or could not be learned, within so many seconds."""
@@ -65,9 +72,8 @@ class Watch:
         self._stop.set()
 
     def _watch(self, stage: Stage) -> None:
-        if self._look(stage):
-            found = self._server.describe(stage, timeout=_MODEL_SECONDS)
-            self.models[stage] = found.model if found else None
+        if self._look(stage) and (found := self._server.describe(stage, timeout=_MODEL_SECONDS)):
+            self.models[stage], self.described[stage] = found.model, found
         self._known[stage].set()
         while not self._stop.wait(self._seconds):
             self._look(stage)

@@ -49,21 +49,21 @@ def plan(
     found = look_at(client, Stage, _PATIENCE_SECONDS)
     seen = {stage: status for stage, status in found.items() if isinstance(status, StageStatus)}
     descriptions = {stage: status.description for stage, status in seen.items()}
-    made = make_plan(batch, output_dir, descriptions, embed_recipe=metadata, force=force)
+    workers = {stage: status.ready for stage, status in seen.items()}
+    made = make_plan(batch, output_dir, descriptions, embed_recipe=metadata, force=force, workers=workers)
     width = max(len(scene.id) for scene in batch)
     for stage in made.stages:
         what = f"run: {stage.reason}, {stage.steps} steps" if stage.reason else "skip: there and intact"
         print(f"{stage.scene:<{width}}  {stage.stage}  {what}")
     for warning in made.warnings:
         print(f"warning: {warning}")
-    seconds = made.seconds({stage: status.ready for stage, status in seen.items()})
     running = sum(stage.reason is not None for stage in made.stages)
     text = f"{running} of {len(made.stages)} files to make, {made.steps} steps"
-    if seconds is None:
+    if made.seconds is None:
         errors = [str(error) for error in found.values() if isinstance(error, CloudVidError)]
         text += f"; no estimate: {'; '.join([*errors[:1], *_lacks(seen)])}"  # those of one server's stages are alike
     elif running:
-        text += f"; about {seconds:.0f} s at the server's own pace"
+        text += f"; about {made.seconds:.0f} s at the server's own pace"
     print(text)
 
 

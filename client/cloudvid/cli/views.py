@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID
 
 from cloudvid.batch import events
+from cloudvid.batch.estimate import duration
 from cloudvid.batch.toys import toy_note
 from cloudvid_schema.protocol import Stage
 
@@ -28,19 +29,20 @@ class Pace:
         self.scenes = 0
         self.settled: dict[Stage, set[str]] = {stage: set() for stage in Stage}
         """Scenes that need nothing more from a stage."""
-        self._made = dict.fromkeys(Stage, 0)
-        self._first: dict[Stage, float] = {}
+        self._left: tuple[float, float] | None = None
+        """Seconds that are left of the batch, and when that was so."""
         self._last_step: dict[tuple[str, Stage], float] = {}
         self._seconds_per_step: dict[Stage, float] = {}
 
     def take(self, event: events.BatchEvent) -> None:
         """Update the pace from an event."""
         now = self._clock()
+        if isinstance(event, events.ModelsKnown | events.StageProgress) and event.seconds_left is not None:
+            self._left = event.seconds_left, now
         match event:
             case events.BatchStarted():
                 self.scenes = event.scenes
             case events.StageStarted():
-                self._first.setdefault(event.stage, now)
                 self._last_step.pop((event.scene, event.stage), None)
                 if event.stage is Stage.I2V:
                     self.settled[Stage.T2I].add(event.scene)
@@ -51,7 +53,6 @@ class Pace:
                     self._seconds_per_step[event.stage] = now - before
                 self._last_step[event.scene, event.stage] = now
             case events.StageDone():
-                self._made[event.stage] += 1
                 self.settled[event.stage].add(event.scene)
             case events.SceneSkipped() | events.SceneFailed() | events.SceneCancelled():
                 for stage in Stage:
@@ -63,16 +64,11 @@ class Pace:
         return f"{event.phase} {event.step}/{event.steps}" + (f", {pace:.2f} s/step" if pace is not None else "")
 
     def left_text(self) -> str:
-        """Time until the slower stage is finished: `, 0:12:30 left`; empty before a stage has made a file."""
-        estimates = []
-        for stage, began in self._first.items():
-            left = self.scenes - len(self.settled[stage])
-            if left > 0 and self._made[stage]:
-                estimates.append(left * (self._clock() - began) / self._made[stage])
-        if not estimates:
+        """Time until the batch is done: `, 0:12:30 left of the batch`; empty while that is not known."""
+        if self._left is None:
             return ""
-        minutes, seconds = divmod(int(max(estimates)), 60)
-        return f", {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+        seconds, at = self._left
+        return f", {duration(max(0.0, seconds - (self._clock() - at)))} left of the batch"
 
 
 class View(ABC):

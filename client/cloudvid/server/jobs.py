@@ -1,4 +1,4 @@
-"""The jobs of the servers behind both endpoints: announced before they are sent, listed, cancelled.
+"""The jobs of the servers behind both endpoints: announced before they are sent, listed, cancelled; and their workers.
 
 The process beside each TorchServe keeps them (`deploy/jobs.py`): on this machine it is asked at its own port, elsewhere
 through the proxy. A server that has neither carries out requests as it always did.
@@ -6,19 +6,23 @@ through the proxy. A server that has neither carries out requests as it always d
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from cloudvid.endpoints import errors
 from cloudvid.endpoints.answers import error_body, plain
 from cloudvid.endpoints.connection import Connection
-from cloudvid_schema.protocol import JobStatus, Stage
+from cloudvid_schema.protocol import Description, JobStatus, Stage
 
 _PATIENCE_SECONDS = 3.0  # nobody waits longer for a courtesy
 
 
+_Kind = TypeVar("_Kind", bound=BaseModel)
+
+
 class _Answer(BaseModel):
-    jobs: list[JobStatus] = []
+    jobs: list[JobStatus]
 
 
 class Jobs:
@@ -73,17 +77,26 @@ class Jobs:
                 found |= {job.id: job for job in self._call("DELETE", stage, "", prefix=prefix)}
         return list(found.values())
 
+    def description(self, stage: Stage) -> Description | None:
+        """What the stage's workers say of themselves, however busy they are; None where the server does not tell."""
+        if stage not in self._without:
+            with suppress(errors.CloudVidError):
+                return self._ask("GET", stage, "/description", Description)
+        return None
+
     def _call(self, method: str, stage: Stage, path: str, **query: str) -> list[JobStatus]:
-        url, query = f"{self._address(stage)}/jobs{path}", {"stage": stage, **query}
+        return self._ask(method, stage, f"/jobs{path}", _Answer, **query).jobs
+
+    def _ask(self, method: str, stage: Stage, path: str, kind: type[_Kind], **query: str) -> _Kind:
+        url, query = f"{self._address(stage)}{path}", {"stage": stage, **query}
         with self._connection.call(method, url, "inference", params=query, timeout=_PATIENCE_SECONDS) as response:
             status, content = response.status_code, response.content
         if status in (404, 405):
             self._without.add(stage)
-        try:
+        with suppress(ValidationError):
             if status < 300:
-                return _Answer.model_validate_json(content).jobs
-        except ValidationError:
-            self._without.add(stage)
-        body = error_body(status, content)
-        text = f"{stage}: {self._address(stage)} lists no jobs ({status} {plain(body.message)})"
-        raise errors.Unreachable(text, body)
+                return kind.model_validate_json(content)
+            body = error_body(status, content)
+            raise errors.Unreachable(f"{url} answers {status} {plain(body.type)}: {plain(body.message)}", body)
+        self._without.add(stage)
+        raise errors.Unreachable(f"{url} is not CloudVid's")

@@ -124,6 +124,10 @@ class Server:
         """
         question = self._questions.get(stage)
         seen = self.manage(stage)
+        if (description := self.jobs.description(stage)) is not None:
+            running = sum(job.state == "running" for job in self.jobs.listed(stage))
+            update = {"description": description, "busy": running >= seen.ready, "unhealthy": self.is_unhealthy(stage)}
+            return seen.model_copy(update=update)
         # A question that no worker has taken yet counts as ours, not as a queued request.
         is_waiting = question is not None and not question.done()
         queue = max(0, seen.queue - is_waiting)
@@ -142,8 +146,10 @@ class Server:
     def describe(self, stage: Stage, timeout: float = CONNECT_SECONDS) -> Description | None:
         """A worker's description of itself; None if no worker is ready or none answers in time.
 
-        The question waits in the stage's queue like any request.
+        Where no process beside the server can be asked, the question waits in the stage's queue like any request.
         """
+        if (description := self.jobs.description(stage)) is not None:
+            return description
         try:
             return self._ask(stage, timeout) if self.manage(stage).ready else None
         except errors.CloudVidError:
