@@ -18,6 +18,7 @@ from cloudvid_schema.protocol import (
     SEED_HEADER,
     TIMING_HEADER,
     WARNINGS_HEADER,
+    Description,
     ErrorBody,
     Failed,
     ImageToVideoRequest,
@@ -158,7 +159,18 @@ def _jobs() -> dict[str, Any]:
     jobs = {"type": "array", "items": {"$ref": "#/components/schemas/JobStatus"}}
     about = {"tags": ["jobs"]}
     beside = "A proxy answers this, and on the server's own host the port five above TorchServe's."
+    described = _answer("What they said last.")
+    described["content"][JSON]["schema"] = {"$ref": "#/components/schemas/Description"}
     return {
+        "/description": {
+            "get": about
+            | {
+                "summary": "What a stage's workers say of themselves: model, pace, limits",
+                "description": f"{beside} With several hosts, one of them answers.",
+                "parameters": [stage | {"required": True}],
+                "responses": _failures(*_OF_STATE, 422) | {"200": described},
+            }
+        },
         "/jobs": {
             "get": about
             | {
@@ -197,13 +209,14 @@ def _jobs() -> dict[str, Any]:
 
 def openapi() -> dict[str, Any]:
     """OpenAPI description of both endpoints and of the paths that report their state."""
-    models = (TextToImageRequest, ImageToVideoRequest, ErrorBody, Started, Progress, Result, Failed, JobStatus)
+    events = (Started, Progress, Result, Failed)
+    models = (TextToImageRequest, ImageToVideoRequest, ErrorBody, *events, JobStatus, Description)
     _, definitions = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
     schemas: dict[str, Any] = definitions["$defs"]
-    events = [{"$ref": f"#/components/schemas/{name}"} for name in ("Started", "Progress", "Result", "Failed")]
-    schemas["Event"] = {"description": "One line of an event stream.", "oneOf": events}
+    lines = [{"$ref": f"#/components/schemas/{event.__name__}"} for event in events]
+    schemas["Event"] = {"description": "One line of an event stream.", "oneOf": lines}
     i2v = schemas["ImageToVideoRequest"]
     i2v_properties = i2v["properties"]
     picture = {"type": "string", "description": "The picture."}

@@ -56,6 +56,7 @@ def test_a_job_is_listed_and_cancelled_through_it(server, through, tmp_path):
     held = HeldClip(client, "outside.1")
     (job,) = client.server.jobs.listed()
     assert (job.id, job.stage, job.state) == ("outside.1", "i2v", "running")
+    assert client.server.describe(Stage.I2V).model.startswith("cloudvid-tiny-i2v@")
     client.server.jobs.cancel("outside.1", Stage.I2V)
     assert isinstance(held.end(), errors.Cancelled)
     for method, path in (("GET", "/jobs"), ("DELETE", "/jobs/a")):
