@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from cloudvid_schema.parameters import MAX_SEED
-from cloudvid_schema.protocol import MP4, PNG, Description, Stage
+from cloudvid_schema.protocol import MP4, PNG, Description, RequestError, Stage
 from cloudvid_serving.jobs import Output
 from cloudvid_stages import media
 from cloudvid_stages.recipe import digest_of, make_recipe, recipe_of_png
@@ -49,17 +49,19 @@ class _Noise:
         return {}
 
     def run(self, jobs) -> list[Output | Exception]:
-        return [self._make(job.request, job.picture, job.on_start, job.on_step) for job in jobs]
+        return [self._make(job.request, job.picture, job) for job in jobs]
 
-    def _make(self, request, picture, on_start, on_step) -> Output:
+    def _make(self, request, picture, job) -> Output | Exception:
         seed = random.SystemRandom().randint(0, MAX_SEED) if request.seed is None else request.seed
-        on_start(seed, self.identity)
+        job.on_start(seed, self.identity)
         is_large = (request.width or 0) * (request.height or 0) > 2**20
         seconds = self.step_seconds + is_large * self.stall_seconds
         for step in range(request.num_inference_steps):
             if seconds:
                 time.sleep(seconds)  # the step's work
-            on_step("denoise", step + 1, request.num_inference_steps)
+            job.on_step("denoise", step + 1, request.num_inference_steps)
+            if job.is_cancelled():
+                return RequestError.cancelled()
         timings = {"denoise": 10.0 * request.num_inference_steps, "decode": 5.0}
         shape = CLIP if self.stage is Stage.I2V else (request.height, request.width, 3)
         self._seconds = {
