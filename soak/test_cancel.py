@@ -3,7 +3,6 @@
 import threading
 import time
 from contextlib import nullcontext
-from functools import partial
 from itertools import pairwise
 from typing import Any
 

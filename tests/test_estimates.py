@@ -212,3 +212,32 @@ def test_what_is_left_is_right_from_a_tenth_on(scenes, workers, pace, before):
     for (_, earlier), (_, later) in pairwise(told):
         assert later <= earlier * 1.1 + 1e-6
     assert run.told[-1][1] == 0.0
+
+
+# --- limits
+
+
+LIMITED = ANIMATOR.model_copy(update={"limits": {"max_frames": 8, "max_megapixel_steps": 10}})
+
+
+def test_a_plan_names_what_the_server_would_refuse(tmp_path):
+    scene = {**SCENE, "i2v_params": {"num_frames": 10, "num_inference_steps": 20}}
+    made = plan(tmp_path, scene, t2i=PAINTER, i2v=LIMITED)
+    assert made.refused == [
+        "a: i2v_params.num_inference_steps: width × height × frames × steps, in millions, must be at most 10 on this "
+        "server, and is 49.152; i2v_params.num_frames: num_frames must be at most 8 on this server, and is 10"
+    ]
+    assert plan(tmp_path, SCENE, t2i=PAINTER, i2v=ANIMATOR).refused == []
+
+
+def test_a_run_makes_no_picture_for_a_clip_over_the_limits(tmp_path):
+    with fake_torchserve() as server:
+        stage = server.pool[I2V][0].handler._loaded
+        described = stage.describe().model_copy(update={"limits": {"max_frames": 1}, "num_frames": 2})
+        stage.describe = lambda: described
+        *_, failed, last = render(parse_scenes(scenes(1)), client_of(server), tmp_path)
+    assert failed.message == (
+        "i2v would answer 422 InvalidParameters: i2v_params.num_frames: num_frames must be at most 1 on this server, "
+        "and is 2"
+    )
+    assert (last.failed, last.requests) == (1, 0)

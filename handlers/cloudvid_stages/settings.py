@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from cloudvid_schema.faults import Fault, faults_of
+from cloudvid_schema.faults import faults_of
+from cloudvid_schema.limits import over_limits
 from cloudvid_schema.protocol import MAX_IMAGE_BYTES, RequestError, Stage
 
 Effect = Literal["exact", "last bits", "visible"]
@@ -90,20 +91,7 @@ class StageSettings(BaseModel):
         Raises:
             RequestError: 422, with every limit that it is over.
         """
-        work = "width × height × frames × steps, in millions,"
-        limits = self.limits
-        measured = (
-            ("width", "width × height", pixels, "max_pixels"),
-            ("num_inference_steps", "num_inference_steps", steps, "max_steps"),
-            ("num_inference_steps", work, pixels * frames * steps / 1e6, "max_megapixel_steps"),
-            ("num_frames", "num_frames", frames, "max_frames"),
-            ("prompt", "its length in characters", len(prompt), "max_prompt"),
-        )
-        faults = [
-            Fault(place, f"{what} must be at most {limits[name]:g} on this server, and is {value:g}", has_value=False)
-            for place, what, value, name in measured
-            if name in limits and value > limits[name]
-        ]
+        faults = over_limits(self.limits, pixels=pixels, steps=steps, frames=frames, prompt=prompt)
         if faults:
             raise RequestError.invalid(faults)
 

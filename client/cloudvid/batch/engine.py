@@ -17,14 +17,22 @@ from cloudvid.batch import events
 from cloudvid.batch.estimate import Estimate, Task
 from cloudvid.batch.gallery import PAGE, Gallery
 from cloudvid.batch.manifest import Failure
-from cloudvid.batch.plan import reasons
-from cloudvid.batch.progress import SceneProgress
+from cloudvid.batch.plan import reasons, refusals
+from cloudvid.batch.progress import Asked, SceneProgress
 from cloudvid.batch.runner import Finished, RenderOptions, StageRunner
 from cloudvid.batch.scenes import Scene
 from cloudvid.batch.store import Store
 from cloudvid.batch.watch import Watch
 from cloudvid.client import Client
-from cloudvid.endpoints.errors import Cancelled, CloudVidError, NoRoom, OutputError, PictureChanged, ServerUnavailable
+from cloudvid.endpoints.errors import (
+    Cancelled,
+    CloudVidError,
+    NoRoom,
+    OutputError,
+    PictureChanged,
+    Rejected,
+    ServerUnavailable,
+)
 from cloudvid.endpoints.failures import backoff
 from cloudvid_schema.files import DISK, Disk
 from cloudvid_schema.protocol import Stage
@@ -139,18 +147,14 @@ class _Batch:
             raise self._fatal
 
     def _first_estimate(self) -> Estimate:
-        tasks = []
-        for each in self._scenes.values():
-            why = reasons(
-                each.asked,
-                self._store.record(each.scene.id),
-                self._store.folder,
-                self._watch.models,
-                force=self._options.force,
-                is_quick=True,
-            )
-            tasks += [self._task(each, stage) for stage in Stage if why[stage]]
+        tasks = [self._task(each, asked.stage) for each in self._scenes.values() for asked in self._wanted(each)]
         return Estimate(tasks, self._watch.described, self._watch.workers, self._clock)
+
+    def _wanted(self, each: SceneProgress) -> list[Asked]:
+        """What of a scene has to be made, as far as the record tells."""
+        record, models, force = self._store.record(each.scene.id), self._watch.models, self._options.force
+        why = reasons(each.asked, record, self._store.folder, models, force=force, is_quick=True)
+        return [each.asked[stage] for stage in Stage if why[stage]]
 
     def _task(self, each: SceneProgress, stage: Stage) -> Task:
         return Task.of(each.scene, each.asked[stage].request, self._watch.described.get(stage))
@@ -209,6 +213,11 @@ class _Batch:
 
     def _begin(self, each: SceneProgress, stage: Stage) -> Iterator[events.BatchEvent]:
         """Send a scene to a stage, or pass it on if there is nothing to do."""
+        if stage is Stage.T2I and (refused := refusals(self._wanted(each), self._watch.described)):
+            # A picture is not worth making if its clip would be refused.
+            for over, why in list(refused.items())[:1]:
+                yield from self._fail(each, over, Rejected(f"{over} would answer 422 InvalidParameters: {why}"))
+            return
         asked, record = each.asked[stage], self._store.record(each.scene.id)
         model = self._watch.models[stage]
         reason = "forced" if self._options.force else asked.reason_to_run(record, self._store.folder, model)

@@ -1,6 +1,6 @@
 """What a run would do: why each stage would run, its steps, and the time according to the server's own measurements."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,10 +8,11 @@ from cloudvid.batch.estimate import Estimate, Task
 from cloudvid.batch.manifest import Record, read_records
 from cloudvid.batch.progress import Asked
 from cloudvid.batch.scenes import Scene
-from cloudvid.batch.store import MARGIN, most_bytes
+from cloudvid.batch.store import MARGIN, most_bytes, pixels
 from cloudvid_schema.files import DISK, Disk
+from cloudvid_schema.limits import over_limits
 from cloudvid_schema.protocol import Description, Stage
-from cloudvid_schema.sizes import clip_size
+from cloudvid_schema.sizes import DEFAULT_FRAMES, clip_size
 from cloudvid_schema.vocabulary import vocabulary_warnings
 
 
@@ -33,6 +34,8 @@ class Plan:
 
     stages: list[StagePlan] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    """What the server would refuse, and why."""
     seconds: float | None = None
     """Duration of the run; None if the server has measured nothing yet or cannot be asked."""
 
@@ -68,6 +71,24 @@ def reasons(
     return dict.fromkeys(Stage, "forced") if force else {Stage.T2I: picture, Stage.I2V: clip}
 
 
+def refusals(wanted: Iterable[Asked], described: Mapping[Stage, Description | None]) -> dict[Stage, str]:
+    """Why the server would refuse some requests, by stage: they are over its operator's limits."""
+    refused = {}
+    for asked in wanted:
+        stage, told, request = asked.stage, described.get(asked.stage), asked.request
+        frames = getattr(request, "num_frames", 1) or (told and told.num_frames) or DEFAULT_FRAMES
+        faults = over_limits(
+            told.limits if told else {},
+            pixels=pixels(request, asked.scene.t2i_params, frames) // frames,
+            steps=request.num_inference_steps,
+            frames=frames,
+            prompt=getattr(request, "prompt", ""),
+        )
+        if faults:
+            refused[stage] = "; ".join(f"{stage}_params.{fault}" for fault in faults)
+    return refused
+
+
 def make_plan(
     scenes: Sequence[Scene],
     folder: Path,
@@ -99,7 +120,10 @@ def make_plan(
     for scene in scenes:
         record = records.get(scene.id) or Record(id=scene.id)
         asked = {stage: Asked.of(scene, stage, embed_recipe) for stage in Stage}
-        for stage, reason in reasons(asked, record, folder, models, force=force).items():
+        why = reasons(asked, record, folder, models, force=force)
+        refused = refusals((asked[stage] for stage in Stage if why[stage]), descriptions)
+        plan.refused += [f"{scene.id}: {text}" for text in refused.values()]
+        for stage, reason in why.items():
             request = asked[stage].request
             plan.stages.append(StagePlan(scene.id, stage, reason, request.num_inference_steps if reason else 0))
             if reason:

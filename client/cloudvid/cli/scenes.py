@@ -57,6 +57,8 @@ def plan(
         print(f"{stage.scene:<{width}}  {stage.stage}  {what}")
     for warning in made.warnings:
         print(f"warning: {warning}")
+    for refusal in made.refused:
+        print(f"refused: {refusal}")
     running = sum(stage.reason is not None for stage in made.stages)
     text = f"{running} of {len(made.stages)} files to make, {made.steps} steps"
     if made.seconds is None:
@@ -65,6 +67,8 @@ def plan(
     elif running:
         text += f"; about {made.seconds:.0f} s at the server's own pace"
     print(text)
+    if made.refused:
+        raise typer.Exit(2)
 
 
 def _lacks(seen: Mapping[Stage, StageStatus]) -> Iterator[str]:
