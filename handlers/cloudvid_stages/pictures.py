@@ -16,13 +16,27 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _MAX_SIDE = 2**16 - 1
 """Longest side in pixels, as in a JPEG. Pillow keeps a pointer a row: 16 million rows of one pixel take 300 MiB."""
 _MAX_PARTS = {"chunks of pixels": 20_000, "scans": 100, "other parts": 500}
-"""Most parts of a PNG or JPEG, by what they are. A file has room for millions, each of which costs Pillow time: a scan
+"""Most parts of a file, by what they are. It has room for millions, each of which costs Pillow time: a scan
 of 30 bytes is a pass over all pixels, a profile of a thousand bytes inflates to a million."""
 _MAX_METADATA = 8 * 2**20
-"""Most bytes of a PNG or JPEG that are no pixels. Pillow walks over tables and EXIF data a few bytes at a time."""
+"""Most bytes of a file that are no pixels. Pillow walks over tables and EXIF data a few bytes at a time."""
 _MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
 """What begins a JPEG's segment, or ends the file. No other marker has a length, for Pillow and libjpeg alike."""
 _SCAN, _END = b"\xda", b"\xd9"
+_MAX_EXIF = 2**20
+"""Most bytes of EXIF data. A camera writes up to 64 KiB; a megabyte in the orientation's own tag takes a second."""
+_WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANMF")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation. Pillow's `exif_transpose` decodes and writes every other tag too, which can take minutes."""
 
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 2**20  # characters, of up to four bytes each, all from some hundred bytes
 
@@ -46,12 +60,15 @@ def open_picture(
         check_size(image.size)
         try:
             image.load()
-            image = ImageOps.exif_transpose(image)
+            if (size := len(image.info.get("exif", b""))) > _MAX_EXIF:
+                raise _refused(f"must have at most {_MAX_EXIF} bytes of EXIF data, got {size}")
+            turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+            image = image.copy() if turn is None else image.transpose(turn)  # a copy has the palette that a file lacks
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
             return image.convert("RGB")
-        except MemoryError:
+        except (MemoryError, RequestError):
             raise
         except Exception as error:  # Pillow's decoders raise what truncated or absurd data led them to
             raise _refused(f"must be a whole picture ({type(error).__name__})") from None
@@ -91,7 +108,9 @@ def _looked_at(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _parts(data: bytes) -> Iterator[tuple[str, int]]:
-    """What a PNG's chunks or a JPEG's segments are, and their bytes, up to its end; what follows there is not read."""
+    """What the chunks of a PNG or WebP or a JPEG's segments are, and their bytes, up to its end; what follows there is
+    not read.
+    """
     if data.startswith(b"\x89PNG"):
         position = 8
         while len(head := data[position : position + 8]) == 8 and head[4:] != b"IEND":
@@ -107,6 +126,12 @@ def _parts(data: bytes) -> Iterator[tuple[str, int]]:
             length = 0 if marker[1] == _END else int.from_bytes(data[marker.end() : marker.end() + 2], "big")
             yield "scans" if marker[1] == _SCAN else "other parts", length
             position = marker.end() + length
+    elif data.startswith(b"RIFF"):
+        position, end = 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+        while position + 8 <= end:
+            length = int.from_bytes(data[position + 4 : position + 8], "little")
+            yield ("chunks of pixels" if data[position : position + 4] in _WEBP_PIXELS else "other parts"), length
+            position += 8 + length + length % 2
 
 
 def fit_picture(image: Image.Image, width: int, height: int, fit: str) -> Image.Image:

@@ -94,6 +94,11 @@ def bombs():
     lossy = (b"VP8 ", plain_webp()[20:])
     yield "WebP of 16384×16384", webp(lossy, width=16384, height=16384)
     yield "WebP of 2²⁴×2²⁴", webp(lossy, width=2**24, height=2**24)
+    yield "WebP with 100000 empty chunks", webp(*[(b"abcd", b"")] * 100_000, lossy)
+    yield "JPEG with EXIF of 2 MB in 400 pieces", with_segments(segment(0xE1, b"Exif\0\0" + bytes(5000)) * 400)
+    yield "WebP with EXIF of 4 MiB", webp(lossy, (b"EXIF", exif(ORIENTATION) + bytes(4 * MIB)), flags=8)
+    yield "PNG with EXIF of 4 MiB", png(chunk(b"eXIf", exif(ORIENTATION)[6:] + bytes(4 * MIB)))
+    yield "WebP with EXIF of 25 MiB", webp(lossy, (b"EXIF", exif(ORIENTATION) + bytes(25 * MIB)), flags=8)
     yield "WebP whose canvas is larger than its picture", webp(lossy, width=4000, height=4000)
 
 
@@ -238,21 +243,25 @@ def taken():
     cyclic = exif(ORIENTATION, (0x8769, 4, 1, 8), (0x8825, 4, 1, 8), tail=struct.pack(">I", 8))
     yield "PNG whose EXIF is cyclic", png(chunk(b"eXIf", cyclic[6:]))
     yield "JPEG whose EXIF is cyclic", with_segments(segment(0xE1, cyclic))
-    tags = exif(*[(1000 + number, 7, 4 * MIB, 8) for number in range(20_000)])
-    yield "PNG with 20000 EXIF tags of 4 MiB each", png(chunk(b"eXIf", tags[6:] + bytes(4 * MIB)))
+    tags = exif(*[(1000 + number, 7, MIB // 2, 8) for number in range(20_000)])
+    yield "PNG with 20000 EXIF tags of 512 KiB each", png(chunk(b"eXIf", tags[6:] + bytes(MIB // 2)))
     tags = exif(*[(1000 + number, 7, 60_000, 8) for number in range(5000)])
     yield "JPEG with 5000 EXIF tags of 60000 bytes each", with_segments(segment(0xE1, tags))
     yield "JPEG whose EXIF has 65535 tags and ends", with_segments(segment(0xE1, exif(count=65535)))
     yield "JPEG whose EXIF points behind its end", with_segments(segment(0xE1, exif((0x0112, 3, 2**31, 2**31))))
     yield "JPEG whose EXIF is no TIFF", with_segments(segment(0xE1, b"Exif\0\0" + b"nonsense" * 20))
     yield "JPEG of orientation 255", with_segments(segment(0xE1, exif((0x0112, 3, 1, 255 << 16))))
-    yield "WebP with EXIF of 4 MiB", webp(lossy, (b"EXIF", exif(ORIENTATION) + bytes(4 * MIB)), flags=8)
+    for tag in (0x0112, 0x9999):  # the orientation itself, and one that is not needed
+        for name, kind, size in (("SHORT", 3, 2), ("RATIONAL", 5, 8), ("DOUBLE", 12, 8)):
+            values = exif(*[ORIENTATION] * (tag != 0x0112), (tag, kind, MIB // size - 16, 8)) + bytes(MIB - 128)
+            yield f"PNG with 1 MiB of {name} in EXIF tag {tag}", png(chunk(b"eXIf", values[6:]))
+            yield f"WebP with 1 MiB of {name} in EXIF tag {tag}", webp(lossy, (b"EXIF", values), flags=8)
     # Many parts, and not too many.
     yield "JPEG with 400 segments", with_segments(segment(0xE4) * 400)
-    yield "JPEG with EXIF in 400 pieces", with_segments(segment(0xE1, b"Exif\0\0" + bytes(5000)) * 400)
+    yield "JPEG with EXIF in 400 pieces", with_segments(segment(0xE1, b"Exif\0\0" + bytes(2500)) * 400)
     yield "PNG with 100 iCCP of 1 MiB", png(text_bomb(b"iCCP", b"k\0\0", MIB - 1) * 100)
     yield "PNG with 10000 empty IDAT", png(chunk(b"IDAT") * 10_000)
-    yield "WebP with 100000 empty chunks", webp(*[(b"abcd", b"")] * 100_000, lossy)
+    yield "WebP with 500 chunks", webp(*[(b"abcd", b"")] * 499, lossy)
 
 
 def refused():
