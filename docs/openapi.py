@@ -11,6 +11,9 @@ from cloudvid_schema.protocol import (
     JOB_HEADER,
     JOB_ID,
     JSON,
+    MAX_FIELDS,
+    MAX_PARAMETERS_BYTES,
+    MAX_PARAMETERS_VALUES,
     MEDIA_TYPE,
     MODEL_HEADER,
     MULTIPART,
@@ -39,7 +42,8 @@ _ERRORS = {
     405: "The path does not support this method.",
     408: "From a proxy: the request did not arrive in time.",
     409: "The job was cancelled (type `Cancelled`).",
-    413: "The picture is too large, or the whole request is (then with an empty body).",
+    413: f"The picture is too large, or the parameters are (more than {MAX_PARAMETERS_BYTES} bytes, "
+    f"{MAX_PARAMETERS_VALUES} JSON values or {MAX_FIELDS} fields), or the whole request is (then with an empty body).",
     415: "The endpoint does not read this Content-Type.",
     422: "The parameters or the picture break their rules or the operator's limits; `errors` lists each fault. Rules "
     "beyond the schema: a prompt must not be blank, max_guidance_scale must be at least min_guidance_scale, an integer "

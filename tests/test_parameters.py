@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cloudvid_schema.faults import faults_of
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
-from cloudvid_schema.protocol import MAX_IMAGE_BYTES, MAX_METADATA_BYTES, RequestError, Stage
+from cloudvid_schema.protocol import MAX_IMAGE_BYTES, MAX_METADATA_BYTES, MAX_PARAMETERS_BYTES, RequestError, Stage
 from cloudvid_serving import bodies
 
 
@@ -75,6 +75,20 @@ def test_beyond_twenty_faults_the_rest_is_counted():
     assert len(faults(TextToImageParameters, prompt="a", **dict(list(values.items())[:20]))) == 20
 
 
+def test_beyond_a_thousand_faults_they_are_only_counted():
+    values = {f"unknown_{number}": 1 for number in range(1001)}
+    assert faults(TextToImageParameters, prompt="a", **values) == ["has 1001 faults"]
+
+
+def test_the_longest_valid_parameters_are_within_the_limits_of_size():
+    clef = "\U0001d11e"
+    values = {"prompt": clef * 2000, "negative_prompt": clef * 2000, "metadata": {clef * 2000: [0] * 90}}
+    text = json.dumps({**values, "metadata": {"x": "," * 8100}, "prompt": "," * 2000, "negative_prompt": "{" * 2000})
+    for form in (json.dumps(values), text):
+        assert bodies.read(Stage.T2I, body("application/json", form.encode()))
+    assert len(json.dumps(values)) < MAX_PARAMETERS_BYTES / 2
+
+
 def test_every_fault_is_reported_at_once():
     assert len(faults(TextToImageParameters, width=1, height=1, seed="x")) == 4
 
@@ -130,6 +144,10 @@ def test_the_three_body_forms_of_i2v_mean_the_same():
             422,
             "metadata: must be at most 8192 bytes as JSON; this has 8200 bytes",
         ),
+        (body("application/json", b'{"prompt":"' + b"x" * 2**18 + b'"}'), 413, "at most 262144 bytes, got 262157"),
+        (body("application/json", b'{"prompt":"a"}', metadata="x" * 2**18), 413, "at most 262144 bytes, got 262158"),
+        (body("application/json", b'{"prompt":[' + b"[]," * 9000 + b"0]}"), 413, "at most 16384 values, got 18002"),
+        (body("application/json", b"{}", **{f"a{n}": "1" for n in range(33)}), 413, "at most 32 fields, got 33"),
         (body("application/json", b'{"prompt":"a","metadata":[]}'), 422, "metadata: must be a JSON object"),
         (body("application/json", b'{"prompt":"a","metadata":{"x":NaN}}'), 422, "metadata: must be plain JSON"),
     ],
@@ -154,6 +172,9 @@ def test_a_bad_t2i_body_gets_its_status_and_reason(form, code, message):
         (body("multipart/form-data", image="x", fps="true"), 422, "fps: must be an integer, got true"),
         (body("multipart/form-data", image="x", noise_aug_strength="nan"), 422, "noise_aug_strength: must be a number"),
         (body("multipart/form-data", image="x", parameters="[]"), 400, "the parameters must be a JSON object"),
+        (body("multipart/form-data", image="x", parameters="[" * 2**18 + "]"), 413, "at most 262144 bytes, got 262145"),
+        (body("image/png", b"x", metadata="[" * 2**18 + "]"), 413, "at most 262144 bytes, got 262145"),
+        (body("application/json", b'{"image":[' + b"[]," * 9000 + b"0]}"), 413, "at most 16384 values, got 18002"),
         (body("image/png", b"x" * (MAX_IMAGE_BYTES + 1)), 413, "image: must be at most 33554432 bytes"),
     ],
 )

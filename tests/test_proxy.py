@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from cloudvid import Client, Stage
 from cloudvid.endpoints import errors
 from cloudvid_schema.key_file import read_keys
+from cloudvid_schema.protocol import MAX_PARAMETERS_BYTES
 from support import ROOT
 from support.held_clip import HeldClip
 from support.loopback import free_port
@@ -247,16 +248,17 @@ def test_errors_look_like_those_of_a_stage(seen):
     assert requests_seen == []
 
 
-def test_the_largest_body_passes_and_one_byte_more_does_not(seen):
+@pytest.mark.parametrize("stage", ["t2i", "i2v"])
+def test_the_largest_body_passes_and_one_byte_more_does_not(seen, stage):
     running, requests_seen = seen
     settings = dict(line.split("=", 1) for line in (ROOT / "config.properties").read_text().splitlines() if "=" in line)
-    most = int(settings["max_request_size"])
-    body = os.urandom(1) * most
-    assert requests.post(running.url + T2I, headers=BEARER, data=body, timeout=60).status_code == 200
-    too_much = requests.post(running.url + T2I, headers=BEARER, data=body + b"x", timeout=60)
+    most = MAX_PARAMETERS_BYTES if stage == "t2i" else int(settings["max_request_size"])
+    url, body = f"{running.url}/predictions/{stage}", os.urandom(1) * most
+    assert requests.post(url, headers=BEARER, data=body, timeout=60).status_code == 200
+    too_much = requests.post(url, headers=BEARER, data=body + b"x", timeout=60)
     assert error_of(too_much).code == 413
     assert str(most) in too_much.json()["message"]
-    chunked = requests.post(running.url + T2I, headers=BEARER, data=iter([body, b"x"]), timeout=60)
+    chunked = requests.post(url, headers=BEARER, data=iter([body, b"x"]), timeout=60)
     assert error_of(chunked).code == 413
     assert [len(body) for *_, body in requests_seen] == [most]
 

@@ -12,6 +12,8 @@ from cloudvid_schema.strict_json import SHORT, shorten
 
 MAX_FAULTS = 20
 """Most faults of one model that are spelled out."""
+_MOST_FAULTS = 1000
+"""Most faults that are looked at: pydantic spells out all of them or none, and a large input can have millions."""
 
 # pydantic's error type -> the rule, with pydantic's own context filled in.
 _RULES = {
@@ -97,8 +99,10 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 def faults_of(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[Fault]:
     """Every fault that pydantic found in a model, in the order of its fields; `prefix` says where the model stands in a
-    larger input, e.g. `scenes[3]`.
+    larger input, e.g. `scenes[3]`. Where there are more than a thousand, only their number.
     """
+    if (count := error.error_count()) > _MOST_FAULTS:
+        return [Fault(prefix, f"has {count} faults", has_value=False)]
     found = []
     details = error.errors(include_url=False)
     for detail in details[:MAX_FAULTS]:
@@ -114,6 +118,6 @@ def faults_of(error: ValidationError, model: type[BaseModel], prefix: str = "") 
         else:
             rule = _RULES.get(kind, detail["msg"]).format(**detail.get("ctx", {}))
             found.append(Fault(place, rule, detail["input"], has_value=kind != "missing"))
-    if len(details) > MAX_FAULTS:
-        found.append(Fault(prefix, f"{len(details) - MAX_FAULTS} more faults", has_value=False))
+    if count > MAX_FAULTS:
+        found.append(Fault(prefix, f"{count - MAX_FAULTS} more faults", has_value=False))
     return found

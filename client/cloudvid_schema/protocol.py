@@ -45,6 +45,12 @@ MAX_DEPTH = 32
 """Deepest nesting of `metadata`."""
 MAX_IMAGE_BYTES = 32 * 2**20
 """Largest picture file that `i2v` takes. TorchServe's `max_request_size` leaves room for its base64 form."""
+MAX_PARAMETERS_BYTES = 256 * 2**10
+"""Most bytes of a request without its picture, many times what its longest parameters take; as `deploy/nginx.conf`."""
+MAX_PARAMETERS_VALUES = 2**14
+"""Most values in a JSON body. Metadata and prompts have fewer characters than that."""
+MAX_FIELDS = 32
+"""Most fields of a form or query."""
 
 RECIPE_KEY = "cloudvid"
 """Keyword of the PNG's iTXt chunk that holds the recipe; an MP4 has it as its comment."""

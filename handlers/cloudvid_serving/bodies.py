@@ -14,7 +14,16 @@ from pydantic import ValidationError
 
 from cloudvid_schema import protocol, strict_json
 from cloudvid_schema.faults import Fault, faults_of, place_of
-from cloudvid_schema.protocol import MAX_IMAGE_BYTES, REQUESTS, Request, RequestError, Stage
+from cloudvid_schema.protocol import (
+    MAX_FIELDS,
+    MAX_IMAGE_BYTES,
+    MAX_PARAMETERS_BYTES,
+    MAX_PARAMETERS_VALUES,
+    REQUESTS,
+    Request,
+    RequestError,
+    Stage,
+)
 
 ACCEPTED = {Stage.T2I: (protocol.JSON,), Stage.I2V: (protocol.MULTIPART, *protocol.IMAGE_TYPES, protocol.JSON)}
 """Media types that each endpoint reads."""
@@ -45,6 +54,7 @@ def read(stage: Stage, body: Body) -> tuple[Request, bytes | None]:
         got = body.content_type if body.content_type.isprintable() else strict_json.shorten(body.content_type)
         message = f"Content-Type must be one of {', '.join(ACCEPTED[stage])}; got {got[:80] or 'none'}"
         raise RequestError(415, "UnsupportedMediaType", message)
+    _check_size(stage, body)
     fields = dict(body.fields)
     values: dict[str, Any] = {}
     picture: bytes | None = None
@@ -79,6 +89,22 @@ def too_large(size: int, limit: int = MAX_IMAGE_BYTES) -> RequestError:
     """413: the picture file has more bytes than are taken."""
     message = f"image: must be at most {limit} bytes, got {size} bytes; send a smaller picture"
     return RequestError(413, "TooLarge", message)
+
+
+def _check_size(stage: Stage, body: Body) -> None:
+    """Refuse what no valid request needs, before any of it is parsed: an empty array takes Python a hundred bytes, and
+    each unknown key is an error that pydantic describes.
+    """
+    size = sum(len(raw) for name, raw in body.fields.items() if name != "image")
+    size += len(body.content) if stage is Stage.T2I else 0
+    values = sum(map(body.content.count, (b",", b"[", b"{"))) if body.content_type == protocol.JSON else 0
+    for rule, most, got in (
+        (f"the parameters must have at most {MAX_PARAMETERS_BYTES} bytes", MAX_PARAMETERS_BYTES, size),
+        (f"the body must have at most {MAX_PARAMETERS_VALUES} values", MAX_PARAMETERS_VALUES, values),
+        (f"there must be at most {MAX_FIELDS} fields", MAX_FIELDS, len(body.fields)),
+    ):
+        if got > most:
+            raise RequestError(413, "TooLarge", f"{rule}, got {got}")
 
 
 def _json_object(text: bytes, what: str) -> dict[str, Any]:
