@@ -50,6 +50,7 @@ FAULTS = {
     "half a PNG": (doctored(WHOLE[:-20]), "the file is not whole (image/png)"),
     "more than a PNG": (doctored(WHOLE + b"\0"), "1 bytes after its end"),
     "a PNG that lacks a row": (doctored(png(pixels=rows(64, 63))), "its pixels unpack to 4095 bytes, not 4160"),
+    "a PNG whose pixels go on": (doctored(png(pixels=zlib.compress(bytes(2**24)))), "unpack to more than 4160 bytes"),
     "a PNG whose pixels lack their checksum": (doctored(png(pixels=rows()[:-4])), "its pixels lack their checksum"),
     "a damaged PNG": (doctored(WHOLE[:50] + b"x" + WHOLE[51:]), "damaged at byte"),
 }

@@ -1,5 +1,6 @@
 """The manifest of an output folder while batches write to it: appended, cut, shared, put in order."""
 
+import fcntl
 import json
 import os
 import socket
@@ -181,6 +182,16 @@ def test_whoever_finds_a_folder_held_sweeps_nothing(tmp_path):
         Store(tmp_path)
     assert part.exists()
     manifest.close()
+
+
+def test_who_holds_a_folder_is_told_without_steering_the_terminal(tmp_path):
+    with (tmp_path / ".cloudvid.lock").open("w") as lock:
+        lock.write("\x1b]0;x\x07process 1")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(FolderInUse) as raised:
+            Store(tmp_path)
+    assert "(\\x1b]0;x\\x07process 1)" in str(raised.value)
 
 
 def test_nothing_is_added_to_a_manifest_that_is_closed(tmp_path):

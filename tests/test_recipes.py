@@ -1,6 +1,7 @@
 """The recipe inside a picture or a clip, whichever program wrote the file."""
 
 import json
+import os
 import struct
 import zlib
 
@@ -9,7 +10,9 @@ import pytest
 from PIL import Image
 
 from cloudvid.batch.media import read_recipe
+from cloudvid.endpoints.errors import OutputError
 from cloudvid_stages.media import mp4_bytes, png_bytes
+from support.command_line import cloudvid
 from support.picture_parts import chunk, png
 
 RECIPE = {"stage": "t2i", "parameters": {"prompt": "a cat"}}
@@ -61,3 +64,28 @@ def test_what_others_wrote_is_no_recipe(file, text, tmp_path):
 def test_a_text_of_another_key_is_no_recipe(tmp_path):
     (tmp_path / "a.png").write_bytes(picture(json.dumps(RECIPE).encode(), key=b"parameters"))
     assert read_recipe(tmp_path / "a.png") is None
+
+
+@pytest.mark.parametrize("text", [zlib.compress(bytes(2**24)), zlib.compress(b"{}")[:-1]], ids=["bomb", "cut"])
+def test_a_packed_recipe_is_whole_and_of_bounded_size(text, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(chunk(b"iTXt", b"cloudvid\0\1\0\0\0" + text)))
+    with pytest.raises(OutputError, match="its packed recipe is cut, or has more than 1048576 bytes"):
+        read_recipe(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("as_scene", [[], ["--as-scene"]], ids=["recipe", "scene"])
+def test_a_strangers_recipe_is_shown_without_steering_the_terminal(as_scene, tmp_path):
+    prompt = "\x1b]0;a\x07 \x7f\x9b2J \u202e \ud800 \U000e0001 \u2028 é 夜"
+    (tmp_path / "a.png").write_bytes(picture(json.dumps({"stage": "t2i", "parameters": {"prompt": prompt}}).encode()))
+    done = cloudvid("inspect", "a.png", *as_scene, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace("\n", "").isprintable()
+    assert "é 夜" in done.stdout
+    shown = json.loads(done.stdout)
+    assert (shown[0]["scene_desc"] if as_scene else shown["parameters"]["prompt"]) == prompt
+
+
+def test_a_pipe_is_no_file_to_inspect(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    done = cloudvid("inspect", "a.png", cwd=tmp_path)
+    assert (done.returncode, "a.png is no file" in done.stderr) == (2, True)

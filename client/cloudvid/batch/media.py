@@ -15,6 +15,8 @@ from cloudvid_schema import strict_json
 from cloudvid_schema.protocol import MP4, PNG, RECIPE_KEY
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PIECE = 2**20
+"""Most bytes that are unpacked at once: a file can hold a thousand times its own size."""
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
 
 
@@ -48,7 +50,13 @@ def _check_png(data: bytes) -> None:
             row = (width * depth * _CHANNELS.get(colour, 0) + 7) // 8
             expected = None if interlaced else height * (row + 1)
         elif kind == b"IDAT":
-            unpacked += len(unpacker.decompress(body))
+            packed = body
+            while packed:
+                unpacked += len(unpacker.decompress(packed, _PIECE))
+                if expected is not None and unpacked > expected:
+                    raise _Broken(f"its pixels unpack to more than {expected} bytes")
+                packed = unpacker.unconsumed_tail
+    unpacked += len(unpacker.flush())
     if expected is not None and unpacked != expected:
         raise _Broken(f"its pixels unpack to {unpacked} bytes, not {expected}")
     if not unpacker.eof:
@@ -94,8 +102,16 @@ def _png_text(data: bytes) -> bytes | None:
         key, _, rest = body.partition(b"\0")
         if kind == b"iTXt" and key == RECIPE_KEY.encode() and len(rest) >= 2:
             text = rest[2:].split(b"\0", 2)[-1]  # after the language tag and the translated keyword
-            return zlib.decompress(text) if rest[0] else text
+            return _unpacked(text) if rest[0] else text
     return None
+
+
+def _unpacked(text: bytes) -> bytes:
+    unpacker = zlib.decompressobj()
+    unpacked = unpacker.decompress(text, _PIECE)
+    if not unpacker.eof:
+        raise _Broken(f"its packed recipe is cut, or has more than {_PIECE} bytes")
+    return unpacked
 
 
 def _mp4_text(data: bytes) -> bytes | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cloudvid.batch.manifest import MANIFEST, Entry, Failure, Record, line_of, read_records
 from cloudvid.batch.progress import Asked
-from cloudvid.endpoints.answers import Generated, writing
+from cloudvid.endpoints.answers import Generated, plain, writing
 from cloudvid.endpoints.errors import FolderInUse, NoRoom, OutputError, PictureChanged, UnusableFolder
 from cloudvid_schema.files import DISK, Disk, remove_leftovers, write_all, write_file
 from cloudvid_schema.parameters import TextToImageOptions
@@ -69,7 +69,7 @@ class Store:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(self._lock, 200).decode(errors="replace").strip()
+            holder = plain(os.read(self._lock, 200).decode(errors="replace").strip())
             raise FolderInUse(f"another cloudvid works in {self.folder} ({holder or 'just started'})") from None
         except OSError:
             return  # no locks on this file system

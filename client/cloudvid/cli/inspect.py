@@ -21,12 +21,14 @@ def inspect(
     ] = False,
 ) -> None:
     """Show the recipe inside a file."""
-    if not file.exists() or file.is_dir():
+    if not file.is_file():  # nor a pipe, at which reading would wait
         raise typer.BadParameter(f"{file} is {'no file' if file.exists() else 'not there'}", param_hint="FILE")
     recipe = read_recipe(file)
     if recipe is None:
         raise OutputError(f"{file} holds no recipe of CloudVid's")
-    print(json.dumps([scene_of(recipe, file)] if as_scene else recipe, indent=2, ensure_ascii=False))
+    text = json.dumps([scene_of(recipe, file)] if as_scene else recipe, indent=2, ensure_ascii=False)
+    # The file may be a stranger's: what would steer a terminal, or cannot be encoded, stays escaped.
+    print("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
 
 
 def scene_of(recipe: dict[str, Any], file: Path) -> dict[str, Any]:
