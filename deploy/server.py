@@ -16,6 +16,7 @@ from pathlib import Path
 from cloudvid_schema.ports import PORTS
 from cloudvid_schema.processes import interrupts
 from deploy import ROOT, STAGES, DeployError
+from deploy.environment import check_names
 from deploy.java import java_home
 from deploy.profiles import PROFILES, choose_models
 from deploy.torchserve import RUN_DIR, Server, free_port, running_in
@@ -136,6 +137,7 @@ def main() -> int:
             print(java_home() if options.action == "java" else _stop(options.run_dir.absolute(), options.port))
             return 0
         stages = tuple(stage for stage in STAGES if stage in (options.stage or STAGES))
+        check_names(os.environ)
         os.environ.update(choose_models(options.profile, stages))
         port = options.port or (free_port() if options.action == "with" else 8080)
         if options.action == "with":

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import socket
@@ -27,6 +26,7 @@ from cloudvid_schema.ports import PORTS
 from cloudvid_schema.processes import taken_ports
 from deploy import ROOT, STAGES, DeployError
 from deploy.archives import check
+from deploy.environment import inherited
 from deploy.java import java_home
 
 RUN_DIR = ROOT / ".run"
@@ -35,8 +35,6 @@ PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in (".", "client", "h
 """For programs of this repository that start in another folder."""
 _STOP_SECONDS = 20
 _SOCKET_PATH = 100  # bytes; Linux allows 108 for a Unix socket, including `/.ts.sock.9000`
-# TorchServe reads these; a user's shell may have them for another server.
-_FOREIGN = re.compile(r"^(TS_|PYTHONPATH$|LOG_LOCATION$|METRICS_LOCATION$|TEMP$|TMP$)")
 
 
 def free_port() -> int:
@@ -122,7 +120,7 @@ class Server:
         return {
             # On a CPU the workers share the cores: threads that spin while waiting double the time of a small batch.
             "OMP_WAIT_POLICY": "PASSIVE",
-            **{name: value for name, value in os.environ.items() if not _FOREIGN.match(name)},
+            **inherited(os.environ),
             "PYTHONPATH": PYTHONPATH,  # the exporter's; it removes it, since it would take precedence over the archives
             "JAVA_HOME": str(java),
             "TMPDIR": str(self._tmp_dir()),

@@ -233,6 +233,7 @@ def test_no_prompt_reaches_the_servers_log(server):
 
 
 def test_the_workers_do_not_inherit_secrets(server):
+    """Nor does the JVM what `make start` finds in its shell: see test_environment.py."""
     java = next(process for process in group_of(server.process) if process.name() == "java")
     assert java.environ()["MY_SECRET"] == "canary"
     workers = [worker for worker in java.children() if "model_service_worker" in " ".join(worker.cmdline())]
