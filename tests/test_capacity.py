@@ -29,5 +29,7 @@ def test_the_plan_for_a_million_clips_adds_up():
     assert f"{round(1e6 / 86_400 * 22.6)} jobs in progress" in TEXT
     assert f"opens at most {_MANY} per stage" in TEXT.replace("\n", " ")
     (size,) = re.findall(r"^job_queue_size=(\d+)", (ROOT / "config.properties").read_text(), re.MULTILINE)
-    assert f"TorchServe refuses the {int(size) + 1}st" in TEXT
+    (clips,) = re.findall(r"^jobQueueSize: (\d+)", (ROOT / "handlers/i2v.yaml").read_text(), re.MULTILINE)
+    assert f"TorchServe refuses the {int(clips) + 1}rd" in TEXT
+    assert f"of t2i the {int(size) + 1}st" in TEXT
     assert f"{i2v + sum(spare) + t2i} pods" in TEXT

@@ -37,6 +37,8 @@ ROWS = [
     (Answer(503, b"<html>503 Service Temporarily Unavailable</html>"), "Busy", FOREVER),
     (Answer(503, b""), "Busy", FOREVER),
     (Answer(429, b"slow down"), "Busy", FOREVER),
+    (error(507, "OutOfMemoryError", "Java heap space"), "Busy", FOREVER),
+    (error(507, "OutOfDirectMemoryError", "failed to allocate 16777216 byte(s) of direct memory"), "Busy", FOREVER),
     (error(507, "OutOfMemory", "out of memory; ask for fewer pixels or frames"), "OutOfMemory", 2),
     (error(507, "InternalServerException", "Out of resources"), "OutOfMemory", 2),
     (error(507, "InternalServerException", "System out of memory"), "OutOfMemory", 2),

@@ -120,19 +120,24 @@ def test_the_schema_and_the_reader_agree_on_scene_files():
 
 
 def test_the_servers_limits_fit_the_job():
-    from cloudvid_schema.protocol import MAX_IMAGE_BYTES
+    from cloudvid_schema.protocol import MAX_IMAGE_BYTES, MAX_PARAMETERS_BYTES
 
     lines = (ROOT / "config.properties").read_text().splitlines()
     properties = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
-    assert int(properties["max_request_size"]) > MAX_IMAGE_BYTES * 4 / 3 + 65536, "a picture as base64"
+    assert int(properties["max_request_size"]) > MAX_IMAGE_BYTES * 4 / 3 + MAX_PARAMETERS_BYTES, "a picture as base64"
     assert int(properties["max_response_size"]) > 100 * 6_553_500 / 2, "a clip of many times TorchServe's default"
     assert properties["disable_token_authorization"] == "false"
     assert properties["enable_model_api"] == "false"
+    sizes = {"t2i": MAX_PARAMETERS_BYTES, "i2v": int(properties["max_request_size"])}
+    queued = 0
     for stage in ("t2i", "i2v"):
         settings = yaml.safe_load((ROOT / f"handlers/{stage}.yaml").read_text())
         assert settings["responseTimeout"] >= 1800
         assert settings["startupTimeout"] >= 600
         assert settings["maxWorkers"] >= settings["minWorkers"]
+        queued += sizes[stage] * settings.get("jobQueueSize", int(properties["job_queue_size"]))
+    assert "-Xmx2g " in properties["vmargs"]
+    assert queued < 0.75 * 2**31, "the bodies of all requests that wait"
 
 
 def test_every_link_in_the_documents_leads_somewhere():

@@ -43,6 +43,9 @@ ANSWERS = (
     Row(429, None, None, errors.Busy, None),
     Row(503, "ServiceUnavailableException", None, errors.Busy, None),
     Row(503, "InternalServerException", None, errors.StageFailed, 1),
+    # TorchServe itself has no memory for one more body: it is full, like a queue. (A stage's own is `OutOfMemory`.)
+    Row(507, "OutOfMemoryError", None, errors.Busy, None),
+    Row(507, "OutOfDirectMemoryError", None, errors.Busy, None),
     Row(507, None, None, errors.OutOfMemory, 2),
     Row(503, "ServerUnavailable", None, errors.Unreachable, None),  # from our proxy when the server is down
     Row(502, None, None, errors.Unreachable, None),
