@@ -65,6 +65,8 @@ class Hosts:
 
     def __init__(self, urls: Sequence[str], authority: Path, name: str, tokens: Path) -> None:
         parts = [urlsplit(url) for url in urls]
+        if any("@" in part.netloc for part in parts):
+            raise DeployError("--host must not contain a user name or password (@)")
         self.scheme = parts[0].scheme
         if any(part.scheme != self.scheme for part in parts) or self.scheme not in ("http", "https"):
             raise DeployError("--host must be https://ADDRESS:PORT, or http:// for every one of them")

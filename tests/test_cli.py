@@ -107,6 +107,29 @@ def test_a_wrong_token_is_one_line_and_exit_code_3(server, scene_file, tmp_path)
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("is_option", "sent"), [(True, "Bearer k"), (False, None)])
+def test_an_environments_key_file_is_for_this_machine(is_option, sent, tmp_path):
+    path = tmp_path / "key_file.json"
+    path.write_text(json.dumps({"inference": {"key": "k"}, "management": {"key": "m"}}))
+    with fake_server(lambda seen: error(400, "InvalidKeyException")) as server:
+        other = server.url.replace("127.0.0.1", "127.1")  # an address that is_local does not know
+        arguments = ["image", "a cat", "--server", other, *(["--key-file", path] if is_option else [])]
+        done = cloudvid(*arguments, cwd=tmp_path, environment={} if is_option else {"CLOUDVID_KEY_FILE": str(path)})
+    assert done.returncode == 3
+    assert ("leave this machine only if --key-file and the address" in done.stderr) is not is_option
+    assert {seen.headers.get("Authorization") for seen in server.seen} == {sent}
+    assert ("unencrypted" in done.stderr) is is_option
+
+
+def test_a_token_that_goes_out_unencrypted_is_noted(tmp_path):
+    port = closed_port()
+    for host, is_noted in (("http://127.1", True), ("https://127.1", False), ("http://127.0.0.1", False)):
+        done = cloudvid("wait", "--timeout", 0, "--server", f"{host}:{port}", "--token", "secret", cwd=tmp_path)
+        note = f"note: the token and all pictures go to {host}:{port} unencrypted; use https:// if you can\n"
+        assert (note in done.stderr) is is_noted
+        assert "secret" not in done.stderr
+
+
 def test_the_key_file_of_a_server_started_here_is_found(server, tmp_path):
     (tmp_path / ".run").symlink_to(server.process.run_dir)
     assert cloudvid("wait", "--server", server.url, "--timeout", 5, cwd=tmp_path).returncode == 0

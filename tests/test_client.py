@@ -164,6 +164,13 @@ def test_an_address_that_is_none_is_refused(address):
         Client(address)
 
 
+@pytest.mark.parametrize("keyword", ["server", "t2i_url", "management"])
+def test_an_address_with_a_password_is_refused_and_not_printed(keyword):
+    with pytest.raises(errors.Unreachable, match="must not contain a user name or password") as raised:
+        Client(**{keyword: "http://me:secret@localhost:8080"})
+    assert "secret" not in str(raised.value)
+
+
 def keys(path, inference):
     path.write_text(json.dumps({"inference": {"key": inference}, "management": {"key": "m"}}))
 
@@ -181,6 +188,18 @@ def test_a_changed_key_is_read_and_sent_again(tmp_path):
     with fake_server(answer) as server:
         assert Client(server.url, key_file=key_file).text_to_image("a cat").data == PICTURE
     assert len(server.seen) == 2
+
+
+def test_a_key_files_keys_leave_the_host_for_named_addresses_only(tmp_path):
+    keys(tmp_path / "key_file.json", "k")
+    with fake_server(lambda seen: error(400, "InvalidKeyException")) as server:
+        other = server.url.replace("127.0.0.1", "127.1")  # an address that is_local does not know
+        with pytest.raises(errors.Unauthorized, match=r"/models/t2i refuses the keys in "):
+            Client("http://127.1:1", key_file=tmp_path / "key_file.json", management=other).status(Stage.T2I)
+        port = int(server.url.rpartition(":")[2]) - 1
+        with pytest.raises(errors.Unauthorized, match=r"/models/t2i refuses a request without a key \(those in "):
+            Client(f"http://127.1:{port}", key_file=tmp_path / "key_file.json").status(Stage.T2I)
+    assert [seen.headers.get("Authorization") for seen in server.seen] == ["Bearer m", None]
 
 
 def test_the_users_proxy_or_netrc_never_sees_the_token(monkeypatch, tmp_path):

@@ -239,6 +239,7 @@ def test_what_cannot_be_meant_is_refused_with_the_remedy(tmp_path):
         ([*tokens, "--inside", "127.0.0.1:8443"], "--inside must have a port of its own"),
         ([*tokens, "--host", "http://10.0.0.1:8443"], "would send tokens and pictures in the clear"),
         ([*tokens, "--host", "https://10.0.0.1:1", "--host", "http://10.0.0.2:1"], "--host must be https://"),
+        ([*tokens, "--host", "https://me:pw@10.0.0.1:1"], "--host must not contain a user name or password (@)\n"),
         ([*tokens, "--host", "https://10.0.0.1:1", "--inside", "127.0.0.1:1"], "--host goes without"),
     ]
     for arguments, message in cases:

@@ -40,6 +40,8 @@ class Client:
         management: address of the management API; default: one port above the server's.
         token: fixed token for the endpoints.
         key_file: TorchServe's `key_file.json`; default: `.run/key_file.json`, if the server is on this machine.
+        keys_leave_host: whether the key file's keys are sent to the addresses given here that are not on this machine.
+            They are sent to no other.
         ca: CA bundle used to verify the server's certificate (default: the public CAs).
         timeout: seconds without any data after which a request has failed.
         session: HTTP session; default: one that ignores proxies, netrc and redirects.
@@ -59,6 +61,7 @@ class Client:
         management: str | None = None,
         token: str | None = None,
         key_file: str | Path | None = None,
+        keys_leave_host: bool = True,
         ca: str | Path | None = None,
         timeout: float = 3600.0,
         session: requests.Session | None = None,
@@ -74,7 +77,8 @@ class Client:
         if token is not None and not (token.isascii() and token.isprintable()):
             raise errors.Unauthorized("the token contains characters that are not allowed in an HTTP header")
         # A token for the endpoints is sent to a management API only if its address was given explicitly.
-        credentials = Credentials(token, Path(key_file) if key_file else None, bool(management))
+        named = tuple(address(url) for url in (server, t2i_url, i2v_url, management) if url and keys_leave_host)
+        credentials = Credentials(token, Path(key_file) if key_file else None, bool(management), named)
         self._connection = Connection(session or plain_session(ca), credentials)
         self.server = Server(self._connection, urls, managed, sleep=sleep, clock=clock)
         self.timeout = timeout

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -10,7 +11,7 @@ import typer
 from pydantic import BaseModel
 
 from cloudvid.client import Client
-from cloudvid.endpoints.connection import DEFAULT_SERVER
+from cloudvid.endpoints.connection import DEFAULT_SERVER, is_local
 
 Command = Callable[..., None]
 SceneFile = Annotated[Path | None, typer.Argument(metavar="SCENES", help="JSON file of scenes.", show_default=False)]
@@ -71,7 +72,23 @@ def _takes(
     return decorate
 
 
-takes_client = _takes("client", _SERVER_OPTIONS, lambda given: Client(**given))
+def _client(given: dict[str, Any]) -> Client:
+    """A client of these options. A key file that an environment names is for the server on this machine."""
+    context: typer.Context = given.pop("context")
+    named = ("server", "t2i_url", "i2v_url", "management", "key_file")
+    sources = [context.get_parameter_source(name) for name in named if given[name] is not None]
+    is_explicit = all(source is not None and source.name == "COMMANDLINE" for source in sources)
+    client = Client(**given, keys_leave_host=is_explicit)
+    plain = [url for url in client.server.urls.values() if url.startswith("http:") and not is_local(url)]
+    if plain and (given["token"] or (given["key_file"] and is_explicit)):
+        print(
+            f"note: the token and all pictures go to {plain[0]} unencrypted; use https:// if you can", file=sys.stderr
+        )
+    return client
+
+
+_CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+takes_client = _takes("client", [*_SERVER_OPTIONS, _CONTEXT], _client)
 """Replaces a command's parameter `client` with the options that say where the server is."""
 
 

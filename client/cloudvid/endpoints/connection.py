@@ -13,14 +13,13 @@ from urllib3.connection import HTTPConnection
 
 from cloudvid.endpoints import errors
 from cloudvid.endpoints.answers import error_body, plain
-from cloudvid.endpoints.credentials import Credentials
+from cloudvid.endpoints.credentials import LOOPBACK, Credentials
 from cloudvid_schema.key_file import Api
 from cloudvid_schema.ports import MANAGEMENT
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
 CONNECT_SECONDS = 10.0
 """Timeout of connecting, and of every answer but a stage's."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Connection:
             Unauthorized: the key is refused.
         """
         arguments = {"timeout": CONNECT_SECONDS, **arguments}
-        key = self.credentials.key(api)
+        key = self.credentials.key(api, url)
         while True:
             headers = {**arguments.pop("headers", {}), **({"Authorization": f"Bearer {key}"} if key else {})}
             try:
@@ -54,9 +53,11 @@ class Connection:
             body = error_body(response.status_code, content)
             if response.status_code == 400 and body.type != "InvalidKeyException":
                 return response
-            renewed = self.credentials.key(api)
+            renewed = self.credentials.key(api, url)
             if renewed == key:
-                raise errors.Unauthorized(f"{url} refuses {self.credentials}: {plain(body.message)}", body)
+                raise errors.Unauthorized(
+                    f"{url} refuses {self.credentials.describe(url)}: {plain(body.message)}", body
+                )
             key, arguments["headers"] = renewed, headers
 
 
@@ -91,8 +92,11 @@ def address(url: str) -> str:
     """A server's address without a trailing slash.
 
     Raises:
-        Unreachable: it is not an HTTP address.
+        Unreachable: it is not an HTTP address, or holds a user name or password, which would show up in messages.
     """
+    if "@" in url:
+        text = "a server's address must not contain a user name or password (@); a token goes into --token"
+        raise errors.Unreachable(text)
     try:
         parts = urlsplit(url)
         _ = parts.port
