@@ -156,3 +156,19 @@ def test_the_reason_is_the_last_line_of_several(tmp_path, monkeypatch):
     monkeypatch.setattr(media.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(encoder))
     with pytest.raises(media.EncodingError, match=r"^ffmpeg ended with 3: last$"):
         media.mp4_bytes(moving_frames(2, 64, 64), 6, RECIPE)
+
+
+def test_no_recipe_is_on_ffmpegs_command_line(tmp_path, monkeypatch):
+    encoder = tmp_path / "ffmpeg"
+    encoder.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\nexit 3\n')
+    encoder.chmod(0o755)
+    monkeypatch.setattr(media.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(encoder))
+    with pytest.raises(media.EncodingError):
+        media.mp4_bytes(moving_frames(2, 64, 64), 6, {"stage": "i2v", "prompt": "canary"})
+    assert "canary" not in (tmp_path / "arguments").read_text()
+
+
+def test_an_mp4_holds_every_character_of_its_recipe(tmp_path):
+    recipe = {"prompt": "\\ \\\\n = ; # ' \" % [global] \r\n\x00\x7f\ud800 é 😀", "=": ["\\;#=" * 10_000]}
+    _, _, comment = through_mp4(moving_frames(2, 64, 64), tmp_path, recipe)
+    assert comment == media.recipe_text(recipe)

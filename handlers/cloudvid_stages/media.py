@@ -1,6 +1,7 @@
 """Pictures and frames as files: PNG and MP4, each with its recipe inside."""
 
 import io
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -47,14 +48,19 @@ def mp4_bytes(frames: np.ndarray, fps: int, recipe: dict[str, Any] | None) -> by
     count, height, width, _ = frames.shape
     with tempfile.TemporaryDirectory(prefix="cloudvid-") as folder:  # faststart rewrites the file: no pipe
         target = Path(folder, "clip.mp4")
-        options = (
+        inputs = (
             "-hide_banner -loglevel error -nostdin -y "
-            f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {fps} -i pipe:0 "
+            f"-f rawvideo -pixel_format rgb24 -video_size {width}x{height} -framerate {fps} -i pipe:0"
+        ).split()
+        if recipe is not None:  # in a file, since everybody on the machine can read a command line
+            text = re.sub(r"[=;#\\\n]", r"\\\g<0>", recipe_text(recipe))
+            Path(folder, "recipe").write_text(f";FFMETADATA1\ncomment={text}\n")
+            inputs += ["-f", "ffmetadata", "-i", str(Path(folder, "recipe")), "-map", "0:v", "-map_metadata", "1"]
+        options = (
             f"-frames:v {count} -vf {_TO_BT709} -pix_fmt yuv420p "
             "-c:v libx264 -preset veryfast -crf 20 -threads 1 -movflags +faststart"
         )
-        comment = [] if recipe is None else ["-metadata", f"comment={recipe_text(recipe)}"]
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), *options.split(), *comment, str(target)]
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), *inputs, *options.split(), str(target)]
         pixels = np.ascontiguousarray(frames)
         done = subprocess.run(command, input=memoryview(pixels.data).cast("B"), capture_output=True, check=False)
         if done.returncode != 0:
