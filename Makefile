@@ -5,14 +5,19 @@ PROFILE ?= auto
 SCENES ?= examples/input_scenes.json
 OUT ?= output
 TOKENS ?= tokens
+# What a user chose means nothing to make or to the shell: variables of the environment are not expanded, and recipes take
+# all of them from there.
+chosen = $(if $(filter environment%,$(origin $1)),$(value $1),$($1))
 ifdef T2I_MODEL
-export CLOUDVID_T2I_MODEL := $(T2I_MODEL)
+export CLOUDVID_T2I_MODEL := $(call chosen,T2I_MODEL)
 endif
 ifdef I2V_MODEL
-export CLOUDVID_I2V_MODEL := $(I2V_MODEL)
+export CLOUDVID_I2V_MODEL := $(call chosen,I2V_MODEL)
 endif
+export PROFILE SCENES OUT TOKENS PORT MINUTES CASES COUNT SEED ROUND RUN
 SERVER := $(BIN)/python -m deploy.server
-START := --profile $(PROFILE) $(if $(PORT),--port $(PORT))
+IF_PORT := $${PORT:+--port "$$PORT"}
+START := --profile "$$PROFILE" $(IF_PORT)
 
 .PHONY: help setup archives demo-models weights run serve start stop proxy test soak lint bench bench-smoke clean
 .DEFAULT_GOAL := help
@@ -46,13 +51,13 @@ model_store/t2i.mar: .venv/.ready deploy/archives.py $(wildcard handlers/*.py ha
 	@$(BIN)/python -m deploy.archives model_store
 
 demo-models: .venv/.ready ## train the demo models from scratch (8 hours of work on a CPU, 8 minutes on a GPU; MINUTES=); resumes if interrupted
-	@PYTHONPATH=client:handlers $(BIN)/python -m demo train $(if $(MINUTES),--minutes $(MINUTES))
+	@PYTHONPATH=client:handlers $(BIN)/python -m demo train $${MINUTES:+--minutes "$$MINUTES"}
 
 weights: setup ## download the real models into the Hub's cache
 	@PYTHONPATH=handlers $(BIN)/python -m cloudvid_stages.weights t2i i2v --list
 
 run: archives ## start the server, render SCENES into OUT, and stop the server
-	@$(SERVER) with $(START) -- $(BIN)/cloudvid run '$(SCENES)' --output-dir '$(OUT)' --wait 1800
+	@$(SERVER) with $(START) -- $(BIN)/cloudvid run "$$SCENES" --output-dir "$$OUT" --wait 1800
 
 serve: archives ## run the server in the foreground
 	@$(SERVER) serve $(START)
@@ -61,17 +66,17 @@ start: archives ## start the server in the background
 	@$(SERVER) start $(START)
 
 stop: ## stop the server that `make start` started
-	@test ! -x $(BIN)/python || $(SERVER) stop $(if $(PORT),--port $(PORT))
+	@test ! -x $(BIN)/python || $(SERVER) stop $(IF_PORT)
 
 proxy: setup ## run nginx in front of the server, TOKENS=file (other options: `python -m deploy.proxy --help`)
-	@$(BIN)/python -m deploy.proxy --tokens '$(TOKENS)'
+	@$(BIN)/python -m deploy.proxy --tokens "$$TOKENS"
 
 test: .venv/.dev archives ## run all tests
 	@$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 soak: .venv/.soak archives ## test under load, faults and fuzzing for up to an hour: CASES="F5 L1"  COUNT=4 rounds of each  SEED=123  ROUND=7 of one case
-	@$(BIN)/pytest soak --soak --capture no --timeout 3600 --timeout-method thread $(CASES:%=--case %) \
-	    $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
+	@$(BIN)/pytest soak --soak --capture no --timeout 3600 --timeout-method thread $${CASES:+$$(printf -- '--case %s ' $$CASES)} \
+	    $${COUNT:+--count "$$COUNT"} $${SEED:+--seed "$$SEED"} $${ROUND:+--round "$$ROUND"}
 
 .venv/.soak: .venv/.dev requirements/soak.txt
 	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/soak.txt
@@ -84,7 +89,7 @@ soak: .venv/.soak archives ## test under load, faults and fuzzing for up to an h
 BENCH := $(BIN)/pytest benchmarks --capture no --timeout 1800
 
 bench: .venv/.bench ## measure everything; writes benchmarks/results/RUN (default: the time)
-	@$(BENCH) $(if $(RUN),--run '$(RUN)')
+	@$(BENCH) $${RUN:+--run "$$RUN"}
 
 bench-smoke: .venv/.bench ## run every benchmark at its smallest size and check the outputs
 	@$(BENCH) --smoke

@@ -1,5 +1,6 @@
 """The commands of the documents: the operator's are run as they stand, and all of them name what there is."""
 
+import json
 import os
 import re
 import shlex
@@ -22,11 +23,7 @@ DOCUMENTS = [path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")
 COMMAND = typer.main.get_command(app)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 MAKE_VARIABLES = set(
-    re.findall(
-        r"^([A-Z0-9_]+) [?:]?=|\$\(if \$\(([A-Z]+)\)|\$\(([A-Z]+):|ifdef (\w+)",
-        (ROOT / "Makefile").read_text(),
-        re.MULTILINE,
-    )
+    re.findall(r"^([A-Z0-9_]+) [?:]?=|\$\$\{([A-Z]+):\+|ifdef (\w+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
 )
 OTHERS = {"docker", "git", "kubectl", "openssl", "umask", "cloudvid"}
 """Programs that are not ours, and `cloudvid` of any command."""
@@ -82,6 +79,46 @@ def test_a_documented_command_names_what_there_is(command):
             assert (ROOT / path).exists()
         case _:
             assert words[0] in OTHERS
+
+
+HOSTILE = 'o\'neil "x" $(touch made) $(shell touch made) `touch made` ;touch made'
+
+
+@pytest.mark.parametrize("how", ["environment", "argument"])
+def test_a_make_variable_is_passed_on_as_it_stands(how, tmp_path):
+    """An argument is make's own syntax, in which a dollar sign is written twice."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for folder in (".venv/bin", "model_store", "requirements", "deploy"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("requirements/server.txt", "requirements/java.txt", "pyproject.toml", "deploy/archives.py"):
+        (tmp_path / name).touch()
+    for name in (".venv/.ready", "model_store/t2i.mar", "model_store/i2v.mar"):
+        (tmp_path / name).touch()
+    python = tmp_path / ".venv/bin/python"
+    python.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        "print(json.dumps(sys.argv[1:] + [os.environ.get('CLOUDVID_T2I_MODEL')]))\n"
+    )
+    python.chmod(0o755)
+    values = {
+        name: f"{name} {HOSTILE}" for name in ("SCENES", "OUT", "PROFILE", "PORT", "TOKENS", "MINUTES", "T2I_MODEL")
+    }
+    given = [f"{name}={text.replace('$', '$$')}" for name, text in values.items()] if how == "argument" else []
+    passed: list[str] = []
+    for target in ("run", "start", "stop", "proxy", "demo-models"):
+        environment = os.environ | ({} if given else values)
+        done = subprocess.run(
+            ["make", target, *given],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        passed += json.loads(done.stdout)
+    assert set(values.values()) <= set(passed)
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.fixture
