@@ -107,7 +107,7 @@ def test_a_summary_counts_what_was_done_before_too(counts, text):
 
 
 def test_a_files_line_has_its_size_seconds_and_seed():
-    assert Shown(scenes=1).at(1, done("a", T2I, seconds=3.25)) == ["out/a  12,345 bytes, 3.2 s, seed 7"]
+    assert Shown(scenes=1).at(1, done("a", T2I, seconds=3.25)) == ["1/1  out/a  12,345 bytes, 3.2 s, seed 7"]
 
 
 def test_the_last_event_counts_each_outcome(tmp_path):

@@ -11,7 +11,15 @@ import pytest
 from rich.console import Console
 
 from cloudvid import parse_scenes, render
-from cloudvid.batch.events import StageDone
+from cloudvid.batch.events import (
+    BatchFinished,
+    BatchStarted,
+    SceneCancelled,
+    SceneFailed,
+    StageDone,
+    StageProgress,
+    StageRetried,
+)
 from cloudvid.batch.media import read_recipe
 from cloudvid.cli.run import resume_command
 from cloudvid.cli.status import said_once
@@ -117,8 +125,71 @@ def test_the_bars_move_with_the_steps_above_the_lines(tmp_path, monkeypatch):
     shown = screen.getvalue()
     assert "s/step" in shown
     assert "denoise 1/2" in shown
-    assert "s1_video.mp4" in shown
+    assert re.search(r"s1_video.mp4  .* seed \d+", shown)
     assert "2 of 2 scenes done" in shown
+
+
+def test_a_long_id_leaves_room_for_bar_and_times(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    screen = io.StringIO()
+    view = LiveView(Console(file=screen, force_terminal=True, width=80, color_system=None), on_clock=False)
+    view.show(BatchStarted(scenes=2, output_dir="out"))
+    view.show(StageProgress(scene="x" * 95, stage=Stage.I2V, phase="denoise", step=25, steps=25))
+    view.close()
+    shown = screen.getvalue()
+    assert re.search(r"clip +━{7}.* 0/2 denoise 25/25.* x{8,}…", shown), shown
+
+
+def retried(scene, stage, **more):
+    message = "nothing answers at http://a/ping: Connection refused"
+    return StageRetried(scene=scene, stage=stage, error="Unreachable", message=message, wait_seconds=1.0, **more)
+
+
+def test_an_absent_server_is_one_line_per_stage(capsys):
+    view = PlainView(sys.stdout)
+    view.show(BatchStarted(scenes=3, output_dir="out"))
+    for scene in ("a", "b", "a", "a"):
+        view.show(retried(scene, Stage.I2V, patience=900.0))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"nothing answers at .*: Connection refused; waiting up to 900 s since \d\d:\d\d:\d\d", line)
+    for scene in ("a", "b"):
+        view.show(StageProgress(scene=scene, stage=Stage.I2V, phase="denoise", step=1, steps=25))
+    view.show(retried("a", Stage.I2V, patience=900.0))
+    view.show(retried("a", Stage.I2V))
+    assert [line[:7] for line in capsys.readouterr().err.splitlines()] == ["nothing", "again i"]
+
+
+def test_a_waiting_scene_shows_no_step(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    screen = io.StringIO()
+    view = LiveView(Console(file=screen, force_terminal=True, width=120, color_system=None), on_clock=False)
+    view.show(BatchStarted(scenes=1, output_dir="out"))
+    view.show(StageProgress(scene="a", stage=Stage.I2V, phase="denoise", step=8, steps=8))
+    view.show(retried("a", Stage.I2V, patience=900.0))
+    view.close()
+    assert "waiting to send it again" in screen.getvalue().rpartition("denoise 8/8")[2]
+
+
+def test_lines_of_a_piped_run_have_time_and_count(fake, tmp_path):
+    scene_file = write_scenes(tmp_path / "scenes.json", 2)
+    done = cloudvid("run", scene_file, "--output-dir", "out", *connection(fake), cwd=tmp_path)
+    lines = [line for line in done.stdout.splitlines() if "_video.mp4" in line]
+    assert all(re.match(r"\d\d:\d\d:\d\d  [12]/2  out/s\d_video.mp4  ", line) for line in lines), lines
+    assert re.search(r"2 of 2 scenes done \(\d+ s\); open out/index.html$", done.stdout)
+
+
+def test_the_end_names_the_scenes_that_failed(tmp_path):
+    out = io.StringIO()
+    view = PlainView(out)
+    view.show(BatchStarted(scenes=30, output_dir=str(tmp_path)))
+    for index in range(22):
+        view.show(SceneFailed(scene=f"s{index}", stage=Stage.T2I, error="Rejected", message="no"))
+    view.show(SceneCancelled(scene="c", stage=Stage.T2I))
+    view.show(BatchFinished(scenes=30, done=7, skipped=0, failed=22, cancelled=1, requests=30, seconds=1.0))
+    failed, cancelled, last = out.getvalue().splitlines()
+    assert failed == "failed: " + ", ".join(f"s{index}" for index in range(20)) + " and 2 more"
+    assert cancelled == "cancelled: c"
+    assert last == "7 of 30 scenes done, 22 failed, 1 cancelled (1 s)", "there is no index.html to open"
 
 
 def test_elsewhere_a_long_clip_gets_a_line_now_and_then(tmp_path):

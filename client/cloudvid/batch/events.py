@@ -72,6 +72,8 @@ class StageRetried(_StageEvent):
     """Class name of the error, as in `cloudvid.endpoints.errors`."""
     message: str
     wait_seconds: float
+    patience: float | None = None
+    """Seconds that a busy or absent server is waited for in total; None if the attempts are counted instead."""
 
 
 class StageDone(_StageEvent):

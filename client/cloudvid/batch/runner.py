@@ -15,7 +15,7 @@ from cloudvid.batch.store import Store, most_bytes
 from cloudvid.client import Client
 from cloudvid.endpoints import errors
 from cloudvid.endpoints.answers import Generated
-from cloudvid.endpoints.failures import DOWN_SECONDS, Tries
+from cloudvid.endpoints.failures import DOWN_SECONDS, Tries, tries_of
 from cloudvid_schema.protocol import MEDIA_TYPE, Progress, Stage, Started
 
 logger = logging.getLogger(__name__)
@@ -132,8 +132,14 @@ class StageRunner:
                     raise error from None
                 down_since = self._since_down(asked.stage, down_since)
                 wait = self.wait(attempt)
-                name = type(error).__name__
-                self._tell(asked, StageRetried, error=name, message=str(error), wait_seconds=round(wait, 3))
+                self._tell(
+                    asked,
+                    StageRetried,
+                    error=type(error).__name__,
+                    message=str(error),
+                    wait_seconds=round(wait, 3),
+                    patience=self.options.patience if tries_of(error) is None else None,
+                )
             self._pause(wait)
 
     def _cause(self, stage: Stage, error: errors.CloudVidError) -> errors.CloudVidError:

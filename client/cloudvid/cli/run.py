@@ -4,6 +4,7 @@ import contextlib
 import shlex
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Annotated
@@ -93,7 +94,9 @@ def _view(quiet: bool, json: bool) -> View:
     if quiet:
         return QuietView(sys.stdout)
     console = Console()
-    return LiveView(console) if console.is_terminal else PlainView(sys.stdout)
+    if console.is_terminal:
+        return LiveView(console)
+    return PlainView(sys.stdout, stamp=lambda: time.strftime("%H:%M:%S  "))
 
 
 def _render(events: Generator[BatchEvent, None, None], view: View, on_models: Callable[[], None]) -> int:

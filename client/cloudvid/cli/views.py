@@ -3,18 +3,24 @@
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from cloudvid.batch import events
 from cloudvid.batch.estimate import duration
+from cloudvid.batch.gallery import PAGE
 from cloudvid.batch.toys import toy_note
 from cloudvid_schema.protocol import Stage
 
 _PROGRESS_SECONDS = 15.0  # between two progress lines without bars
+_BAR_WIDTH = 16  # fixed: a bar that fills the line would jump with the text beside it
+_LISTED = 20  # failed scenes in the summary
 _UNSEEN_NOTE = (
     "note: the server's models are not known yet (no worker is free, or the management API cannot be asked); "
     "finished files of another model are made again once the first answer shows the model"
@@ -77,10 +83,15 @@ class View(ABC):
     def __init__(self, clock: Callable[[], float]) -> None:
         self._pace = Pace(clock)
         self._models: set[str] = set()
+        self._page = Path(PAGE)
+        self._unfinished: dict[str, list[str]] = {"failed": [], "cancelled": []}
+        self._waiting: dict[Stage, set[str]] = defaultdict(set)
+        """Scenes that wait for a busy or absent server."""
 
     def show(self, event: events.BatchEvent) -> None:
         """Print a line if the event deserves one."""
         self._pace.take(event)
+        self._note(event)
         match event:
             case events.ModelsKnown() if None in event.models.values():
                 self._print(_UNSEEN_NOTE)
@@ -88,17 +99,42 @@ class View(ABC):
                 self._models.add(event.model)
                 for warning in event.warnings:
                     self._print(f"warning: {event.scene}: {warning}", "yellow")
-                self._print(f"{event.path}  {event.size:,} bytes, {event.seconds:.1f} s, seed {event.seed}")
+                self._print(self._file_line(event))
             case events.SceneFailed():
                 self._print(f"failed: {event.scene}: {event.message}", "red")
             case events.SceneCancelled():
                 self._print(f"cancelled: {event.scene}", "yellow")
+            case events.StageRetried(patience=float()):
+                if not self._waiting[event.stage]:
+                    since = time.strftime("%H:%M:%S")
+                    self._print(f"{event.message}; waiting up to {event.patience:.0f} s since {since}", "yellow")
+                self._waiting[event.stage].add(event.scene)
             case events.StageRetried():
                 self._print(f"again in {event.wait_seconds:.1f} s: {event.scene}: {event.message}", "yellow")
             case events.BatchFinished():
                 if note := toy_note(self._models):
                     self._print(f"note: {note}")
-                self._print(summary(event))
+                for name, scenes in self._unfinished.items():
+                    if scenes:
+                        more = f" and {len(scenes) - _LISTED} more" if len(scenes) > _LISTED else ""
+                        self._print(f"{name}: {', '.join(scenes[:_LISTED])}{more}")
+                page = f"; open {self._page}" if self._page.is_file() else ""
+                self._print(summary(event) + page)
+
+    def _note(self, event: events.BatchEvent) -> None:
+        """Keep what later lines say of the batch."""
+        match event:
+            case events.BatchStarted():
+                self._page = Path(event.output_dir, PAGE)
+            case events.SceneFailed():
+                self._unfinished["failed"].append(event.scene)
+            case events.SceneCancelled():
+                self._unfinished["cancelled"].append(event.scene)
+        if isinstance(event, events.StageProgress | events.StageDone | events.SceneFailed | events.SceneCancelled):
+            self._waiting[event.stage].discard(event.scene)
+
+    def _file_line(self, event: events.StageDone) -> str:
+        return f"{event.path}  {event.size:,} bytes, {event.seconds:.1f} s, seed {event.seed}"
 
     @abstractmethod
     def _print(self, line: str, style: str = "") -> None:
@@ -109,11 +145,19 @@ class View(ABC):
 
 
 class PlainView(View):
-    """A line for every file, and occasionally one for the progress of a long clip."""
+    """A line for every file, and occasionally one for the progress of a long clip.
 
-    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        out: where to write; faults go to stderr.
+        clock: monotonic seconds.
+        stamp: what each line begins with.
+    """
+
+    def __init__(
+        self, out: TextIO, clock: Callable[[], float] = time.monotonic, stamp: Callable[[], str] = lambda: ""
+    ) -> None:
         super().__init__(clock)
-        self._out, self._clock = out, clock
+        self._out, self._clock, self._stamp = out, clock, stamp
         self._last_line = clock()
 
     def show(self, event: events.BatchEvent) -> None:
@@ -122,9 +166,12 @@ class PlainView(View):
         if isinstance(event, events.StageProgress) and self._clock() - self._last_line >= _PROGRESS_SECONDS:
             self._print(f"  {event.scene}: {event.stage} {self._pace.step_text(event)}{self._pace.left_text()}")
 
+    def _file_line(self, event: events.StageDone) -> str:
+        return f"{len(self._pace.settled[event.stage])}/{self._pace.scenes}  {super()._file_line(event)}"
+
     def _print(self, line: str, style: str = "") -> None:
         self._last_line = self._clock()
-        _write_line(line, sys.stderr if style else self._out)
+        _write_line(self._stamp() + line, sys.stderr if style else self._out)
 
 
 class LiveView(View):
@@ -137,7 +184,13 @@ class LiveView(View):
 
     def __init__(self, console: Console, on_clock: bool = True) -> None:
         super().__init__(time.monotonic)
-        columns = ("{task.description:<6}", BarColumn(bar_width=None), "{task.fields[count]}", "{task.fields[detail]}")
+        columns = (
+            "{task.description:<6}",
+            BarColumn(_BAR_WIDTH),
+            "{task.fields[count]}",
+            "{task.fields[detail]}",
+            TextColumn("{task.fields[scene]}", table_column=Column(ratio=1, no_wrap=True)),  # a long id is cut
+        )
         self._progress = Progress(*columns, console=console, expand=True, transient=True, auto_refresh=on_clock)
         self._tasks: dict[Stage, TaskID] = {}
         self._parts: dict[Stage, dict[str, float]] = {stage: {} for stage in Stage}
@@ -150,12 +203,16 @@ class LiveView(View):
         match event:
             case events.BatchStarted():
                 for stage, name in ((Stage.T2I, "picture"), (Stage.I2V, "clip")):
-                    self._tasks[stage] = self._progress.add_task(name, total=event.scenes, count="", detail="")
+                    fields = {"count": "", "detail": "", "scene": ""}
+                    self._tasks[stage] = self._progress.add_task(name, total=event.scenes, **fields)
                 self._progress.start()
             case events.StageProgress():
                 share = event.step / event.steps if event.phase == "denoise" else 1.0
                 self._parts[event.stage][event.scene] = 0.95 * share  # the rest is decoding and encoding
-                self._move(event.stage, f"{event.scene} {self._pace.step_text(event)}")
+                self._move(event.stage, self._pace.step_text(event), event.scene)
+            case events.StageRetried():
+                self._parts[event.stage].pop(event.scene, None)
+                self._move(event.stage, "waiting to send it again", event.scene)
             case events.StageDone():
                 self._parts[event.stage].pop(event.scene, None)
                 self._move(event.stage)
@@ -169,12 +226,13 @@ class LiveView(View):
     def _print(self, line: str, style: str = "") -> None:
         self._progress.console.print(line, style=style, markup=False, highlight=False)
 
-    def _move(self, stage: Stage, detail: str = "") -> None:
+    def _move(self, stage: Stage, detail: str = "", scene: str = "") -> None:
         done = len(self._pace.settled[stage])
         self._progress.update(
             self._tasks[stage],
             completed=done + sum(self._parts[stage].values()),
             count=f"{done}/{self._pace.scenes}",
+            scene=scene,
             detail=detail + (self._pace.left_text() if stage is Stage.I2V else ""),
         )
 
