@@ -2,12 +2,16 @@
 
 import secrets
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 from cloudvid.batch.toys import toy_note
 from cloudvid.cli.options import LeaveRunning, takes_client, takes_parameters
@@ -15,9 +19,19 @@ from cloudvid.client import Client
 from cloudvid.endpoints.answers import Generated, plain
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
 from cloudvid_schema.processes import interrupts
-from cloudvid_schema.protocol import Stage
+from cloudvid_schema.protocol import Progress, Stage, Started
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
+
+def _output(name: str) -> Any:
+    text = f"File to write; default: {name}, or the next free {_numbered(name, 2)}, ..."
+    return typer.Option("--output", "-o", help=text, show_default=False)
+
+
+def _numbered(name: str, number: int) -> str:
+    return f"{Path(name).stem}_{number}{Path(name).suffix}"
+
+
+_Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
 
 @takes_client
@@ -25,15 +39,15 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
 def image(
     client: Client,
     parameters: dict[str, Any],
+    *,
     prompt: Annotated[str, typer.Argument(help="What the picture shows.", show_default=False)],
-    output: Output = Path("image.png"),
+    output: Annotated[Path | None, _output("image.png")] = None,
+    force: _Force = False,
     leave_running: LeaveRunning = False,
 ) -> None:
     """Make one picture from a prompt."""
-    _check_suffix(output, ".png")
-    with _job(client, Stage.T2I, leave_running) as job:
-        made = client.text_to_image(prompt, **parameters, job=job)
-    _report(made, output)
+    path = _target(output, "image.png", force)
+    _make(client, Stage.T2I, leave_running, path, lambda **more: client.text_to_image(prompt, **parameters, **more))
 
 
 @takes_client
@@ -41,41 +55,53 @@ def image(
 def video(
     client: Client,
     parameters: dict[str, Any],
+    *,
     picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file.", show_default=False)],
-    output: Output = Path("video.mp4"),
+    output: Annotated[Path | None, _output("video.mp4")] = None,
+    force: _Force = False,
     leave_running: LeaveRunning = False,
 ) -> None:
     """Make one clip from a picture."""
-    _check_suffix(output, ".mp4")
-    with _job(client, Stage.I2V, leave_running) as job:
-        made = client.image_to_video(picture, **parameters, job=job)
-    _report(made, output)
+    path = _target(output, "video.mp4", force)
+    _make(client, Stage.I2V, leave_running, path, lambda **more: client.image_to_video(picture, **parameters, **more))
 
 
-@contextmanager
-def _job(client: Client, stage: Stage, leave_running: bool) -> Iterator[str]:
-    """The id of a job that an interrupt cancels."""
-    job = f"cli.{secrets.token_hex(8)}"
+def _target(output: Path | None, default: str, force: bool) -> Path:
+    """Where to write. A file is replaced only by `--force`; without a name, the next free one is taken."""
+    if output is None:
+        names = (Path(_numbered(default, number) if number > 1 else default) for number in count(1))
+        return next(path for path in names if force or not path.exists())
+    suffix = Path(default).suffix
+    if output.suffix.lower() not in (suffix, ""):
+        raise typer.BadParameter(f"must end with {suffix}, which the file will be, got {output}", param_hint="--output")
+    if output.exists() and not force:
+        raise typer.BadParameter(f"{output} is there already; --force replaces it", param_hint="--output")
+    return output
+
+
+def _make(client: Client, stage: Stage, leave_running: bool, output: Path, send: Callable[..., Generated]) -> None:
+    """Make a file and write it; an interrupt cancels the job. A terminal shows how far it is, and how long it took."""
+    job, began, console = f"cli.{secrets.token_hex(8)}", time.monotonic(), Console()
+    columns = ("{task.description}", BarColumn(), TimeElapsedColumn())
     try:
-        with interrupts():
-            yield job
+        with interrupts(), Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+            bar = bars.add_task("waiting", total=None)
+
+            def show(event: Started | Progress) -> None:
+                if isinstance(event, Progress):
+                    text = f"{event.phase} {event.step}/{event.steps}"
+                    bars.update(bar, description=text, completed=event.step, total=event.steps)
+
+            result = send(job=job, on_event=show if console.is_terminal else None)
     except KeyboardInterrupt:
         if not leave_running:
             client.server.jobs.cancel_these([(job, stage)])
         print("interrupted" if leave_running else "interrupted; the job is cancelled", file=sys.stderr)
         raise
-
-
-def _check_suffix(output: Path, suffix: str) -> None:
-    """Refuse a name that says something else than what the file will be."""
-    if output.suffix.lower() not in (suffix, ""):
-        raise typer.BadParameter(f"must end with {suffix}, which the file will be, got {output}", param_hint="--output")
-
-
-def _report(result: Generated, output: Path) -> None:
     result.save(output)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{output}  {len(result.data):,} bytes, seed {result.seed}, {plain(result.model)}")
+    seconds = f", {time.monotonic() - began:.1f} s" if console.is_terminal else ""
+    print(f"{output}  {len(result.data):,} bytes{seconds}, seed {result.seed}, {plain(result.model)}")
     if note := toy_note([result.model]):
         print(f"note: {note}")
