@@ -3,6 +3,8 @@
 import inspect
 import io
 import json
+import re
+from base64 import b64encode
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Union, get_args, get_origin, get_type_hints
@@ -16,6 +18,7 @@ from cloudvid import Client
 from cloudvid.batch.watch import Watch
 from cloudvid.endpoints import errors
 from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequest
+from support import ROOT
 from support.fake_server import PICTURE, Answer, error, event_lines, fake_server, file_answer, workers
 from support.loopback import client_of, closed_port
 
@@ -160,15 +163,57 @@ def test_an_absent_server_is_unreachable_with_a_plain_reason():
 
 @pytest.mark.parametrize("address", ["localhost:8080", "ftp://x", "http://"])
 def test_an_address_that_is_none_is_refused(address):
-    with pytest.raises(errors.Unreachable, match="is not a server's address"):
+    with pytest.raises(errors.InvalidInput, match=f'must be a server\'s address of the form .*, got "{address}"'):
         Client(address)
 
 
 @pytest.mark.parametrize("keyword", ["server", "t2i_url", "management"])
 def test_an_address_with_a_password_is_refused_and_not_printed(keyword):
-    with pytest.raises(errors.Unreachable, match="must not contain a user name or password") as raised:
+    with pytest.raises(errors.InvalidInput, match="must not contain a user name or password") as raised:
         Client(**{keyword: "http://me:secret@localhost:8080"})
     assert "secret" not in str(raised.value)
+
+
+def test_a_token_that_no_header_takes_is_invalid_input():
+    with pytest.raises(errors.InvalidInput, match="token: contains characters"):
+        Client(token="é")
+
+
+def test_a_picture_shows_itself_briefly_and_in_notebooks():
+    with fake_server(lambda seen: file_answer()) as server:
+        picture = client_of(server).text_to_image("a cat")
+    assert repr(picture) == "<Generated image/png, 11 bytes, seed 7, m@1>"
+    assert (picture._repr_png_(), picture._repr_html_()) == (PICTURE, None)
+
+
+def test_a_clip_shows_itself_in_notebooks():
+    with fake_server(lambda seen: file_answer(headers={"Content-Type": "video/mp4"})) as server:
+        clip = client_of(server).image_to_video(PICTURE)
+    assert clip._repr_png_() is None
+    assert f'<video src="data:video/mp4;base64,{b64encode(PICTURE).decode()}"' in clip._repr_html_()
+
+
+def test_a_clip_can_begin_with_a_generated_picture():
+    with fake_server(lambda seen: file_answer()) as server:
+        client = client_of(server)
+        client.image_to_video(client.text_to_image("a cat"))
+    assert PICTURE in server.seen[-1].body
+
+
+@pytest.mark.parametrize(("total", "told"), [(3, [1, 2, 2]), (2, [1, 2]), (4, [1, 1, 2, 2])])
+def test_events_count_the_steps_that_were_requested(total, told):
+    lines = [{"event": "progress", "phase": "denoise", "step": step + 1, "steps": total} for step in range(total)]
+    decode = {"event": "progress", "phase": "decode", "step": 1, "steps": 1}
+    events = []
+    with fake_server(lambda seen: event_lines("started", *lines, decode, "result")) as server:
+        client_of(server).text_to_image("a cat", num_inference_steps=2, on_event=events.append)
+    assert [(event.step, event.steps) for event in events[1:]] == [*((step, 2) for step in told), (1, 1)]
+
+
+def test_errors_of_requests_name_no_flags():
+    """A program has keywords instead."""
+    for path in [*(ROOT / "client/cloudvid/endpoints").glob("*.py"), *(ROOT / "client/cloudvid").glob("*client.py")]:
+        assert not re.search(r"""["' (]--[a-z]""", path.read_text()), path
 
 
 def keys(path, inference):

@@ -43,6 +43,21 @@ def done(fake, tmp_path):
     return folder
 
 
+def test_scenes_can_be_dictionaries_as_in_a_scene_file(fake, done):
+    finished = cloudvid.render_all(scenes(2), client_of(fake), done)
+    assert (finished.skipped, finished.requests) == (2, 0)
+    with pytest.raises(cloudvid.InvalidSceneFile, match=r"scenes\[1\].id: must be unique"):
+        cloudvid.render_all([scenes(1)[0], scenes(1)[0]], client_of(fake), done)
+
+
+def test_render_all_passes_every_event_on(fake, tmp_path):
+    seen = []
+    finished = cloudvid.render_all(parse_scenes(scenes(1)), client_of(fake), tmp_path, on_event=seen.append)
+    assert seen[-1] is finished
+    assert {"batch_started", "stage_progress", "scene_done"} <= {event.event for event in seen}
+    assert cloudvid.render_all(scenes(2), client_of(fake), tmp_path, RenderOptions(only=["s0"])).skipped == 1
+
+
 def test_a_finished_batch_makes_no_request_and_changes_no_byte(fake, done):
     before, posts = contents(done), dict(fake.posts)
     events, made = run(fake, done, scenes(2))

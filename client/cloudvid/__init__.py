@@ -5,10 +5,11 @@ from cloudvid import Client
 with Client("http://127.0.0.1:8080") as client:
     picture = client.text_to_image("a lighthouse at dawn", width=384, height=256)
     picture.save("lighthouse.png")
-    client.image_to_video(picture.data, fps=6).save("lighthouse.mp4")
+    client.image_to_video(picture, fps=6).save("lighthouse.mp4")
 """
 
-from cloudvid.batch.engine import render
+from cloudvid.async_client import AsyncClient
+from cloudvid.batch.engine import render, render_all
 from cloudvid.batch.events import (
     BatchEvent,
     BatchFinished,
@@ -57,6 +58,7 @@ from cloudvid_schema import __version__
 from cloudvid_schema.protocol import Progress, Stage, Started
 
 __all__ = [
+    "AsyncClient",
     "BatchEvent",
     "BatchFinished",
     "BatchStarted",
@@ -105,4 +107,5 @@ __all__ = [
     "parse_scenes",
     "read_scenes",
     "render",
+    "render_all",
 ]

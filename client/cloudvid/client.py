@@ -1,6 +1,7 @@
 """`Client`: one call for a picture, one for a clip, against a running model server."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,18 @@ from cloudvid.server.scale import scale
 from cloudvid.server.server import Server
 from cloudvid.server.state import StageStatus
 from cloudvid_schema.faults import Fault, faults_of
-from cloudvid_schema.protocol import JOB_HEADER, JSON, MAX_IMAGE_BYTES, MEDIA_TYPE, NDJSON, REQUESTS, Request, Stage
+from cloudvid_schema.protocol import (
+    JOB_HEADER,
+    JSON,
+    MAX_IMAGE_BYTES,
+    MEDIA_TYPE,
+    NDJSON,
+    REQUESTS,
+    Progress,
+    Request,
+    Stage,
+    Started,
+)
 
 
 class Client:
@@ -75,7 +87,8 @@ class Client:
             with contextlib.suppress(PermissionError):  # another user's .run
                 key_file = RUN_KEY_FILE if RUN_KEY_FILE.is_file() else None
         if token is not None and not (token.isascii() and token.isprintable()):
-            raise errors.Unauthorized("the token contains characters that are not allowed in an HTTP header")
+            rule = "contains characters that are not allowed in an HTTP header"
+            raise errors.InvalidInput([Fault("token", rule, has_value=False)])
         # A token for the endpoints is sent to a management API only if its address was given explicitly.
         named = tuple(address(url) for url in (server, t2i_url, i2v_url, management) if url and keys_leave_host)
         credentials = Credentials(token, Path(key_file) if key_file else None, bool(management), named)
@@ -133,7 +146,7 @@ class Client:
 
     def image_to_video(
         self,
-        image: bytes | str | Path,
+        image: Generated | bytes | str | Path,
         *,
         width: int | None = None,
         height: int | None = None,
@@ -155,7 +168,7 @@ class Client:
         """An MP4 clip that begins with a picture. The defaults are those of `ImageToVideoParameters`.
 
         Args:
-            image: a PNG, JPEG or WebP file, as bytes or a path.
+            image: a PNG, JPEG or WebP file, as bytes or a path; or what `text_to_image` made.
             width: pixels; default: the picture's.
             height: pixels; default: the picture's.
             fit: how a picture of another size fills the clip.
@@ -180,6 +193,8 @@ class Client:
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "image", "on_event", "job")}
         request = _validated(Stage.I2V, given)
+        if isinstance(image, Generated):
+            image = image.data
         picture = image if isinstance(image, bytes) else _read(Path(image))
         if not 0 < len(picture) <= MAX_IMAGE_BYTES:
             rule = f"must have 1 to {MAX_IMAGE_BYTES} bytes; this has {len(picture)}"
@@ -222,7 +237,9 @@ class Client:
             with self._connection.call("POST", url, "inference", stream=True, timeout=timeout, **body) as response:
                 if response.status_code != 200:
                     raise failure(stage, error_body(response.status_code, response.content))
-                return streamed(stage, response, on_event) if on_event else whole(stage, response)
+                if on_event is None:
+                    return whole(stage, response)
+                return streamed(stage, response, _in_steps(request.num_inference_steps, on_event))
         except (errors.Unreachable, requests.RequestException) as error:
             cause = error.__cause__ if isinstance(error, errors.Unreachable) else error
             # In a body, requests reports a read that timed out as a ConnectionError around urllib3's error.
@@ -260,6 +277,17 @@ class Client:
     ) -> StageStatus:
         """Give a stage so many workers and wait until all of them are ready; see `cloudvid.server.scale.scale`."""
         return scale(self.server, stage, workers, max_workers=max_workers, timeout=timeout, on_status=on_status)
+
+
+def _in_steps(steps: int, on_event: OnEvent) -> OnEvent:
+    """Counts denoising in the steps that were asked for: a scheduler may call the model more often (PNDM: once)."""
+
+    def pass_on(event: Started | Progress) -> None:
+        if isinstance(event, Progress) and event.phase == "denoise":
+            event = event.model_copy(update={"step": math.ceil(event.step * steps / event.steps), "steps": steps})
+        on_event(event)
+
+    return pass_on
 
 
 def _read(path: Path) -> bytes:

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 from cloudvid.batch import events
 from cloudvid.batch.estimate import Estimate, Task
@@ -20,7 +21,7 @@ from cloudvid.batch.manifest import Failure
 from cloudvid.batch.plan import reasons, refusals
 from cloudvid.batch.progress import Asked, SceneProgress
 from cloudvid.batch.runner import Finished, RenderOptions, StageRunner
-from cloudvid.batch.scenes import Scene
+from cloudvid.batch.scenes import Scene, parse_scenes
 from cloudvid.batch.store import Store
 from cloudvid.batch.watch import Watch
 from cloudvid.client import Client
@@ -44,7 +45,7 @@ _ONE_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def render(
-    scenes: Sequence[Scene],
+    scenes: Sequence[Scene | dict[str, Any]],
     client: Client,
     output_dir: str | Path,
     options: RenderOptions | None = None,
@@ -55,13 +56,15 @@ def render(
 ) -> Generator[events.BatchEvent, None, None]:
     """Make every scene's picture and clip, and report what happens as it happens.
 
+    This is a generator: nothing happens until something iterates over it. `render_all` does that.
+
     Finished files are never made again, and partial files are never mistaken for finished ones. If a parameter, the
     model or a file changes, only the affected stages run again. The last event is always `BatchFinished`: to interrupt
     a batch from outside of its iteration, throw `KeyboardInterrupt` into the generator, which returns that event.
     Closing the generator stops the batch without it. A later call continues where this one stopped.
 
     Args:
-        scenes: what to make; their ids are unique.
+        scenes: what to make, as `Scene` or as a scene file holds it; their ids are unique.
         client: where to make it.
         output_dir: created if it does not exist; gets the files, `manifest.jsonl` and `index.html`.
         options: how to make it.
@@ -70,11 +73,13 @@ def render(
         wait: seconds before the n-th attempt of a request.
 
     Raises:
+        InvalidSceneFile: a scene breaks a rule; nothing was sent.
         ServerUnavailable: the server is absent for longer than the patience, or refuses the token.
         OutputError: a file cannot be written; the folder is in use or (`UnusableFolder`) cannot be used.
     """
+    parsed = parse_scenes(list(scenes)) if scenes else []
     with closing(Store(Path(output_dir), disk)) as store:
-        batch = _Batch(scenes, StageRunner(client, store, options or RenderOptions(), clock, wait))
+        batch = _Batch(parsed, StageRunner(client, store, options or RenderOptions(), clock, wait))
         try:
             yield from batch.run()
         except (KeyboardInterrupt, GeneratorExit) as interruption:
@@ -86,6 +91,25 @@ def render(
             raise
         finally:
             batch.stop()
+
+
+def render_all(
+    scenes: Sequence[Scene | dict[str, Any]],
+    client: Client,
+    output_dir: str | Path,
+    options: RenderOptions | None = None,
+    on_event: Callable[[events.BatchEvent], None] = lambda event: None,
+) -> events.BatchFinished:
+    """Carry out a batch to its end, and return its last event. Takes and raises what `render` does.
+
+    Args:
+        on_event: called with every event.
+    """
+    for event in render(scenes, client, output_dir, options):
+        on_event(event)
+        if isinstance(event, events.BatchFinished):
+            finished = event
+    return finished
 
 
 class _Batch:

@@ -40,6 +40,20 @@ class Generated:
     warnings: tuple[str, ...] = ()
     """What the model ignored in the request."""
 
+    def __repr__(self) -> str:
+        return f"<Generated {self.media_type}, {len(self.data):,} bytes, seed {self.seed}, {self.model}>"
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows of a picture."""
+        return self.data if self.media_type == protocol.PNG else None
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of a clip."""
+        if self.media_type != protocol.MP4:
+            return None
+        url = f"data:{protocol.MP4};base64,{base64.b64encode(self.data).decode()}"
+        return f'<video src="{url}" controls loop muted></video>'
+
     @cached_property
     def sha256(self) -> str:
         """Digest of the file, hexadecimal."""

@@ -14,6 +14,7 @@ from urllib3.connection import HTTPConnection
 from cloudvid.endpoints import errors
 from cloudvid.endpoints.answers import error_body, plain
 from cloudvid.endpoints.credentials import LOOPBACK, Credentials
+from cloudvid_schema.faults import Fault
 from cloudvid_schema.key_file import Api
 from cloudvid_schema.ports import MANAGEMENT
 
@@ -92,18 +93,19 @@ def address(url: str) -> str:
     """A server's address without a trailing slash.
 
     Raises:
-        Unreachable: it is not an HTTP address, or holds a user name or password, which would show up in messages.
+        InvalidInput: it is not an HTTP address, or holds a user name or password, which would show up in messages.
     """
     if "@" in url:
-        text = "a server's address must not contain a user name or password (@); a token goes into --token"
-        raise errors.Unreachable(text)
+        rule = "a server's address must not contain a user name or password (@); there is a token for that"
+        raise errors.InvalidInput([Fault("", rule, has_value=False)])
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise errors.Unreachable(f"{url!r} is not a server's address; use the form {DEFAULT_SERVER}")
+        rule = f"must be a server's address of the form {DEFAULT_SERVER}"
+        raise errors.InvalidInput([Fault("", rule, url)])
     return url.rstrip("/")
 
 
@@ -132,9 +134,7 @@ def _tls_error(url: str, text: str) -> errors.Unreachable:
     """`Untrusted` if trying again is pointless. (A balancer whose server is down just closes the connection.)"""
     if found := re.search(r"certificate verify failed(?:: ([^(]+?) \(_ssl)?", text):
         why = found[1] or "verification failed"
-        return errors.Untrusted(
-            f"{url}: its certificate is not trusted ({why}); name the CA bundle that verifies it with --ca"
-        )
+        return errors.Untrusted(f"{url}: its certificate is not trusted ({why}); name the CA bundle that verifies it")
     if "wrong version number" in text or "record layer failure" in text:
         return errors.Untrusted(f"{url}: it does not speak TLS; try http://")
     found = re.search(r"\[SSL[^\]]*\] ([^(]+?) \(_ssl", text)

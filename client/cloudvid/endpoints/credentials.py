@@ -40,11 +40,11 @@ class Credentials:
         if self.token:
             return "the given token"
         if self.key_file is None:
-            return "a request without a token (none was given, and there is no .run/key_file.json: --key-file, --token)"
+            return "a request without a key (there is no .run/key_file.json here: give a token or a key file)"
         if not self._goes_to(url):
             return (
-                f"a request without a key (those in {self.key_file} leave this machine only if --key-file and "
-                "the address, --server or --management, are both given as options)"
+                f"a request without a key (those in {self.key_file} leave this machine only for addresses that are "
+                "given explicitly beside the key file)"
             )
         if self.key_file.is_file():
             return f"the keys in {self.key_file}"
