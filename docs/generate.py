@@ -20,23 +20,12 @@ from pydantic import BaseModel, TypeAdapter
 from benchmarks import figures
 from cloudvid.batch.events import BatchEvent
 from cloudvid.batch.scenes import EXAMPLE, scene_schema
+from cloudvid.cli.options import range_of
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
 from cloudvid_stages.settings import ImageToVideoSettings, StageSettings, TextToImageSettings
 from soak import table
 
 _ROOT = Path(__file__).resolve().parent.parent
-
-
-def _range(schema: dict[str, Any]) -> str:
-    options = schema.get("anyOf", [schema])
-    value = next(option for option in options if option.get("type") != "null")
-    if "enum" in value:
-        return ", ".join(f"`{choice}`" for choice in value["enum"])
-    if value["type"] == "string":
-        return f"{value.get('minLength', 0)} to {value['maxLength']}"
-    text = f"{value['minimum']:g} to {value['maximum']}" if value["type"] == "integer" else ""
-    text = text or f"{value['minimum']:g} to {value['maximum']:g}"
-    return text + (f", multiple of {value['multipleOf']}" if "multipleOf" in value else "")
 
 
 def parameter_table(model: type[BaseModel]) -> str:
@@ -48,7 +37,9 @@ def parameter_table(model: type[BaseModel]) -> str:
         field = schema["properties"][name]
         default = "required" if name in schema.get("required", []) else f"`{json.dumps(field.get('default'))}`"
         default = "" if default == "`null`" else default
-        rows.append(f"| `{name}` | {_range(field)} | {field.get('unit', '')} | {default} | {field['description']} |")
+        rows.append(
+            f"| `{name}` | {range_of(field, '`')} | {field.get('unit', '')} | {default} | {field['description']} |"
+        )
     return "\n".join(rows)
 
 

@@ -1,14 +1,22 @@
 """The command line: what is printed, what is written, and the exit codes."""
 
 import json
+import re
+import signal
+import subprocess
 import sys
+import threading
 
 import pytest
+import typer
 from PIL import Image
 
-from cloudvid.cli import main
-from support.command_line import cloudvid
-from support.fake_server import Answer, error, fake_server, workers
+from cloudvid import __version__
+from cloudvid.cli import app, main
+from cloudvid.cli.options import range_of
+from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageOptions
+from support.command_line import cloudvid, command, environment
+from support.fake_server import PICTURE, Answer, error, fake_server, workers
 from support.fake_torchserve import fake_torchserve
 from support.loopback import closed_port, connection
 from support.movies import read_mp4
@@ -226,6 +234,131 @@ def test_meaningless_input_is_code_2_and_sends_nothing(arguments, said, tmp_path
         assert fake.seen == []
     assert done.returncode == 2, done.stderr
     assert said in " ".join(done.stderr.split())
+
+
+def commands():
+    return [[], *([name] for name in typer.main.get_command(app).commands)]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_help_fits_80_columns_with_whole_sentences(command, tmp_path):
+    done = cloudvid(*command, "-h", cwd=tmp_path, environment={"COLUMNS": "80"})
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert not re.search(r"\w\.\.\.$", done.stdout, re.MULTILINE)
+    assert done.stdout == cloudvid(*command, "--help", cwd=tmp_path, environment={"COLUMNS": "80"}).stdout
+
+
+@pytest.mark.parametrize(("command", "model"), [("image", TextToImageOptions), ("video", ImageToVideoParameters)])
+def test_help_has_each_parameters_range_and_default(command, model, tmp_path):
+    text = " ".join(cloudvid(command, "--help", cwd=tmp_path).stdout.split())
+    for name, field in model.model_fields.items():
+        (told,) = re.findall(rf"--{name.replace('_', '-')} <\w+> [^\[]*\[(.*?)\]", text)
+        assert told.endswith(f"; default: {field.default}") or field.default in (None, "")
+        schema = model.model_json_schema()["properties"][name]
+        assert range_of(schema) in told
+
+
+def test_a_parameter_can_be_spelled_as_in_a_scene_file(tmp_path):
+    done = cloudvid("image", "a", "--num_inference_steps", 0, "--guidance_scale=51", cwd=tmp_path)
+    assert [line.split(":")[1] for line in done.stderr.splitlines()] == [" num_inference_steps", " guidance_scale"]
+
+
+def test_the_version_is_that_of_the_package(tmp_path):
+    assert cloudvid("--version", cwd=tmp_path).stdout == f"cloudvid {__version__}\n"
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "cloudvid", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"cloudvid {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "run"])
+def test_scenes_json_is_read_where_no_file_is_named(command, scene_file, tmp_path):
+    with fake_torchserve() as fake:
+        arguments = [] if command == "validate" else connection(fake)
+        done = cloudvid(command, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (tmp_path / "empty").mkdir()
+        done = cloudvid(command, *arguments, cwd=tmp_path / "empty")
+    assert done.returncode == 2
+    assert "there is no scenes.json here" in " ".join(done.stderr.split())
+
+
+def test_a_wrong_address_is_invalid_input_with_code_2(tmp_path):
+    done = cloudvid("wait", "--server", "localhost:25000", cwd=tmp_path)
+    said = 'error: must be a server\'s address of the form http://127.0.0.1:8080, got "localhost:25000"\n'
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_image_takes_the_next_free_name_and_replaces_nothing(tmp_path):
+    with fake_torchserve() as fake:
+
+        def image(*options):
+            small = ["--width", 64, "--height", 64, "--num-inference-steps", 1]
+            return cloudvid("image", "a cat", *small, *options, *connection(fake), cwd=tmp_path)
+
+        for name in ("image.png", "image_2.png", "image_3.png"):
+            assert image().stdout.startswith(f"{name}  ")
+        before = (tmp_path / "image_2.png").read_bytes()
+        posts = fake.posts.total()
+        refused = image("-o", "image_2.png")
+        assert (refused.returncode, fake.posts.total()) == (2, posts)
+        assert "image_2.png is there already; --force replaces it" in " ".join(refused.stderr.split())
+        assert (tmp_path / "image_2.png").read_bytes() == before
+        assert image("-o", "image_2.png", "--force").stdout.startswith("image_2.png  ")
+        assert image("--force").stdout.startswith("image.png  ")
+    assert {path.name for path in tmp_path.iterdir()} == {"image.png", "image_2.png", "image_3.png"}
+
+
+def test_image_shows_its_steps_and_seconds_on_a_terminal(tmp_path):
+    arguments = ["image", "a cat", "--width", 64, "--height", 64, "--num-inference-steps", 2]
+    with fake_torchserve(step_seconds=0.2) as fake:
+        terminal = {"TTY_COMPATIBLE": "1", "TERM": "xterm"}
+        shown = cloudvid(*arguments, *connection(fake), cwd=tmp_path, environment=terminal).stdout
+        piped = cloudvid(*arguments, *connection(fake), cwd=tmp_path).stdout
+    assert "denoise 1/2" in shown
+    assert re.search(r"image.png  [\d,]+ bytes, \d+\.\d s, seed \d+, noise-t2i@1", shown)
+    assert re.fullmatch(r"image_2.png  [\d,]+ bytes, seed \d+, noise-t2i@1\n", piped)
+
+
+def test_an_interrupted_video_says_that_its_job_is_cancelled(tmp_path):
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    begun, cancelled = threading.Event(), threading.Event()
+
+    def answer(seen):
+        if seen.method == "POST":
+            begun.set()
+            cancelled.wait(60)
+        elif seen.method == "DELETE":
+            cancelled.set()
+        return Answer(body=b'{"jobs": []}')
+
+    with fake_server(answer) as fake:
+        words = command("video", tmp_path / "a.png", "-o", tmp_path / "a.mp4", *connection(fake))
+        with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) as run:
+            assert begun.wait(60)
+            run.send_signal(signal.SIGINT)
+            assert run.stderr.read() == "interrupted; the job is cancelled\n"
+    assert (run.returncode, cancelled.is_set()) == (130, True)
+
+
+def test_an_interrupt_while_waiting_counts_the_scenes(scene_file, tmp_path):
+    asked = threading.Event()
+
+    def answer(seen):
+        if seen.path.startswith("/models/"):
+            asked.set()
+        return workers("LOADING") if seen.path.startswith("/models/") else Answer()
+
+    with fake_server(answer) as fake:
+        words = command("run", scene_file, "--wait", 60, "--output-dir", tmp_path / "out", *connection(fake))
+        with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) as run:
+            assert asked.wait(60)
+            run.send_signal(signal.SIGINT)
+            said = run.stderr.read()
+    assert run.returncode == 130
+    assert "interrupted: 0 of 2 scenes done; continue with\n  cloudvid run " in said
 
 
 def test_validate_says_how_many_scenes_there_are(scene_file, tmp_path):

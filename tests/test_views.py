@@ -21,6 +21,7 @@ from cloudvid.batch.events import (
     StageRetried,
 )
 from cloudvid.batch.media import read_recipe
+from cloudvid.batch.scenes import seed_of
 from cloudvid.cli.run import resume_command
 from cloudvid.cli.status import said_once
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView
@@ -215,6 +216,7 @@ def test_plan_says_what_would_run_and_why_and_how_long(fake, tmp_path):
     assert cloudvid("run", scene_file, "--output-dir", "out", *connection(fake), cwd=tmp_path).returncode == 0
     document[1]["i2v_params"] = {"num_inference_steps": 5, "width": 128, "height": 64, "fit": "pad"}
     document[0]["t2i_params"]["seed"] = 3
+    document[0]["scene_desc"] = "another scene"
     scene_file.write_text(json.dumps(document))
     before = fake.posts.total()
     done = cloudvid("plan", scene_file, "--output-dir", "out", *connection(fake), cwd=tmp_path)
@@ -222,15 +224,23 @@ def test_plan_says_what_would_run_and_why_and_how_long(fake, tmp_path):
     assert fake.posts.total() == before
     lines = done.stdout.splitlines()
     assert lines[:6] == [
-        "s0  t2i  run: parameters changed, 2 steps",
+        f"s0  t2i  run: parameters changed (seed {seed_of(Stage.T2I, 's0')} -> 3, prompt), 2 steps",
         "s0  i2v  run: picture changed, 2 steps",
         "s1  t2i  skip: there and intact",
-        "s1  i2v  run: parameters changed, 5 steps",
+        "s1  i2v  run: parameters changed (width, height, fit, num_inference_steps 2 -> 5), 5 steps",
         "s2  t2i  run: new, 2 steps",
         "s2  i2v  run: new, 2 steps",
     ]
     assert lines[6] == "warning: s1: the picture is 64×64, the clip 128×64: it will be padded"
     assert lines[7].startswith("5 of 6 files to make, 13 steps; about ")
+
+
+def test_plan_looks_only_at_the_scenes_it_is_told(fake, tmp_path):
+    write_scenes(tmp_path / "scenes.json", 3)
+    done = cloudvid("plan", "--only", "s1", *connection(fake), cwd=tmp_path)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["s1", "s1", "2"]
+    refused = cloudvid("plan", "--only", "s7", *connection(fake), cwd=tmp_path)
+    assert (refused.returncode, "no scene has the id 's7'" in refused.stderr) == (2, True)
 
 
 def test_plan_without_a_server_says_that_there_is_no_estimate(tmp_path):

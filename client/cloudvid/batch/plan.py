@@ -26,6 +26,8 @@ class StagePlan:
     """Why it would run; None if its file exists, intact and as requested."""
     steps: int
     """Number of denoising steps."""
+    changed: tuple[str, ...] = ()
+    """Names of the parameters that differ from those of the existing file, numbers with both values."""
 
 
 @dataclass
@@ -125,7 +127,9 @@ def make_plan(
         plan.refused += [f"{scene.id}: {text}" for text in refused.values()]
         for stage, reason in why.items():
             request = asked[stage].request
-            plan.stages.append(StagePlan(scene.id, stage, reason, request.num_inference_steps if reason else 0))
+            steps = request.num_inference_steps if reason else 0
+            changed = asked[stage].changes(record) if reason == "parameters changed" else ()
+            plan.stages.append(StagePlan(scene.id, stage, reason, steps, changed))
             if reason:
                 tasks.append(Task.of(scene, request, descriptions.get(stage)))
                 most += most_bytes(request, scene.t2i_params)

@@ -63,6 +63,18 @@ class Asked:
             return "file missing"
         return None if is_intact else "file damaged"
 
+    def changes(self, record: Record) -> tuple[str, ...]:
+        """The parameters that differ from those of the file on record, numbers with both values: `fps 8 -> 10`."""
+        entry = record.entry(self.stage)
+        before, now = entry.request if entry else {}, self.request.model_dump(mode="json")
+        return tuple(
+            f"{name} {before[name]} -> {value}"
+            if isinstance(before.get(name), int | float) and value is not None
+            else name
+            for name, value in now.items()
+            if name not in before or before[name] != value
+        )
+
 
 @dataclass
 class SceneProgress:

@@ -8,19 +8,41 @@ reached or is not ready, 130 interrupted.
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
 from cloudvid.cli import inspect, run, scenes, server, single
 from cloudvid.endpoints import errors
+from cloudvid_schema import __version__
 
 app = typer.Typer(
     name="cloudvid",
-    help="Turn files of scene descriptions into pictures and clips, on your own model server.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),  # --num_inference_steps, as in a scene file
+    },
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cloudvid {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Turn files of scene descriptions into pictures and clips, on your own model server."""
+
+
 app.command("run")(run.run)
 app.command("plan")(scenes.plan)
 app.command("validate")(scenes.validate)

@@ -10,16 +10,38 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import BaseModel
 
+from cloudvid.batch.scenes import Scene
 from cloudvid.client import Client
 from cloudvid.endpoints.connection import DEFAULT_SERVER, is_local
 
 Command = Callable[..., None]
-SceneFile = Annotated[Path | None, typer.Argument(metavar="SCENES", help="JSON file of scenes.", show_default=False)]
-OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder for the pictures and clips.")]
+SCENES = Path("scenes.json")
+"""What `init` writes, and the commands on scene files read by default."""
+SceneFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="SCENES", help=f"JSON file of scenes; default: {SCENES}, if it exists.", show_default=False),
+]
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Folder for the pictures and clips.")]
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="ID", help="Only this scene; may be repeated.")]
 LeaveRunning = Annotated[
     bool, typer.Option("--leave-running", help="When interrupted, let the server finish what it has in hand.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def scene_path(given: Path | None) -> Path:
+    """The scene file that a command means."""
+    if given is None and not SCENES.exists():
+        raise typer.BadParameter(
+            f"name a file of scenes: there is no {SCENES} here (`cloudvid init` writes one)", param_hint="SCENES"
+        )
+    return given or SCENES
+
+
+def check_only(only: Sequence[str] | None, scenes: Sequence[Scene]) -> None:
+    """Refuse ids that no scene has."""
+    if unknown := sorted(set(only or ()) - {scene.id for scene in scenes}):
+        raise typer.BadParameter(f"no scene has the id {unknown[0]!r}", param_hint="--only")
 
 
 def _optional(name: str, kind: type, help: str, **more: Any) -> inspect.Parameter:
@@ -92,15 +114,37 @@ takes_client = _takes("client", [*_SERVER_OPTIONS, _CONTEXT], _client)
 """Replaces a command's parameter `client` with the options that say where the server is."""
 
 
+def range_of(schema: dict[str, Any], quote: str = "") -> str:
+    """What a parameter may be, from its JSON Schema: `64 to 2048, multiple of 8`.
+
+    Args:
+        quote: stands around a choice.
+    """
+    value = next(option for option in schema.get("anyOf", [schema]) if option.get("type") != "null")
+    if "enum" in value:
+        return ", ".join(f"{quote}{choice}{quote}" for choice in value["enum"])
+    if value["type"] == "string":
+        return f"{value.get('minLength', 0)} to {value['maxLength']}"
+    text = f"{value['minimum']:g} to {value['maximum']}" if value["type"] == "integer" else ""
+    text = text or f"{value['minimum']:g} to {value['maximum']:g}"
+    return text + (f", multiple of {value['multipleOf']}" if "multipleOf" in value else "")
+
+
+def _help(schema: dict[str, Any]) -> str:
+    unit = f"{schema['unit']}: " if "unit" in schema else ""
+    default = f"; default: {schema['default']}" if schema.get("default") not in (None, "") else ""
+    return f"{schema['description']}  [{unit}{range_of(schema)}{default}]"
+
+
 def takes_parameters(model: type[BaseModel], *, positional: str = "") -> Callable[[Command], Command]:
     """Replace a command's parameter `parameters` with one flag for each field of a schema model.
 
     The command gets a dictionary of the flags, None for those that were not given. Ranges are checked by the model
     itself, in one wording.
     """
-    added = []
+    added, schemas = [], model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
         kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind in (int, float, str)]
         if name != positional:
-            added.append(_optional(name, kinds[0] if kinds else str, field.description or "", show_default=False))
+            added.append(_optional(name, kinds[0] if kinds else str, _help(schemas[name]), show_default=False))
     return _takes("parameters", added, dict)

@@ -16,7 +16,7 @@ from cloudvid.batch.engine import render
 from cloudvid.batch.events import BatchEvent, BatchFinished, ModelsKnown
 from cloudvid.batch.runner import RenderOptions
 from cloudvid.batch.scenes import read_scenes
-from cloudvid.cli.options import LeaveRunning, OutputDir, SceneFile, takes_client
+from cloudvid.cli.options import LeaveRunning, Only, OutputDir, SceneFile, check_only, scene_path, takes_client
 from cloudvid.cli.status import said_once
 from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView, View
 from cloudvid.client import Client
@@ -37,7 +37,7 @@ def run(
     scenes: SceneFile = None,
     output_dir: OutputDir = Path("output"),
     force: Annotated[bool, typer.Option("--force", help="Make everything again, including finished files.")] = False,
-    only: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this scene; may be repeated.")] = None,
+    only: Only = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.")] = False,
     retries: Annotated[int, typer.Option(min=0, help="How often to resend a request.")] = 4,
     patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for a busy or absent server.")] = 900.0,
@@ -59,15 +59,13 @@ def run(
     json: Annotated[
         bool, typer.Option("--json", help="Print events as JSON lines; see docs/events.schema.json.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json_file", hidden=True)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json-file", hidden=True)] = None,
 ) -> None:
-    """Make the picture and the clip of every scene in a file, continuing where an earlier run stopped."""
-    path = scenes or json_file
-    if path is None or (scenes and json_file):
+    """Make every scene's picture and clip; resume an earlier run."""
+    if scenes and json_file:
         raise typer.BadParameter("name one file of scenes", param_hint="SCENES")
-    batch = read_scenes(path)
-    if unknown := sorted(set(only or ()) - {scene.id for scene in batch}):
-        raise typer.BadParameter(f"no scene has the id {unknown[0]!r}", param_hint="--only")
+    batch = read_scenes(scene_path(scenes or json_file))
+    check_only(only, batch)
     concurrency = {Stage.T2I: t2i_concurrency, Stage.I2V: i2v_concurrency}
     options = RenderOptions(
         force=force,
@@ -80,7 +78,13 @@ def run(
         concurrency={stage: count for stage, count in concurrency.items() if count},
     )
     client.timeout = timeout
-    client.wait_until_ready(timeout=wait, on_wait=(lambda error: None) if quiet else said_once(_SILENT_SECONDS))
+    try:
+        with interrupts():
+            client.wait_until_ready(timeout=wait, on_wait=(lambda error: None) if quiet else said_once(_SILENT_SECONDS))
+    except KeyboardInterrupt:
+        count = len(only or batch)
+        print(f"interrupted: 0 of {count} scenes done; continue with\n  {resume_command(sys.argv)}", file=sys.stderr)
+        raise
     late = threading.Timer(_BUSY_SECONDS, print, (_BUSY,), {"file": sys.stderr, "flush": True})
     if not quiet:
         late.start()

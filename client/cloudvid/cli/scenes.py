@@ -11,8 +11,8 @@ from cloudvid.batch.gallery import PAGE, Gallery
 from cloudvid.batch.manifest import Record, read_records
 from cloudvid.batch.plan import make_plan
 from cloudvid.batch.progress import SceneProgress
-from cloudvid.batch.scenes import EXAMPLE, Scene, read_scenes, scene_schema
-from cloudvid.cli.options import OutputDir, SceneFile, takes_client
+from cloudvid.batch.scenes import EXAMPLE, read_scenes, scene_schema
+from cloudvid.cli.options import SCENES, Only, OutputDir, SceneFile, check_only, scene_path, takes_client
 from cloudvid.cli.status import look_at
 from cloudvid.client import Client
 from cloudvid.endpoints.answers import writing
@@ -24,28 +24,27 @@ from cloudvid_schema.protocol import Stage
 _PATIENCE_SECONDS = 10.0
 
 
-def _read(scenes: Path | None) -> list[Scene]:
-    if scenes is None:
-        raise typer.BadParameter("name a file of scenes", param_hint="SCENES")
-    return read_scenes(scenes)
-
-
 def validate(scenes: SceneFile = None) -> None:
-    """Check a scene file without sending anything; list every mistake and where it is."""
-    count = len(_read(scenes))
-    print(f"{scenes}: {count} scene{'s' if count != 1 else ''}, no faults")
+    """Check a scene file; list every mistake and where it is."""
+    path = scene_path(scenes)
+    count = len(read_scenes(path))
+    print(f"{path}: {count} scene{'s' if count != 1 else ''}, no faults")
 
 
 @takes_client
 def plan(
     client: Client,
+    *,
     scenes: SceneFile = None,
     output_dir: OutputDir = Path("output"),
     force: Annotated[bool, typer.Option("--force", help="As if `run --force`.")] = False,
+    only: Only = None,
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="As for `run`.")] = True,
 ) -> None:
-    """Show what a run would make or skip, why, and how long it would take."""
-    batch = _read(scenes)
+    """Show what a run would make, why, and how long it would take."""
+    batch = read_scenes(scene_path(scenes))
+    check_only(only, batch)
+    batch = [scene for scene in batch if not only or scene.id in only]
     found = look_at(client, Stage, _PATIENCE_SECONDS)
     seen = {stage: status for stage, status in found.items() if isinstance(status, StageStatus)}
     descriptions = {stage: status.description for stage, status in seen.items()}
@@ -53,7 +52,8 @@ def plan(
     made = make_plan(batch, output_dir, descriptions, embed_recipe=metadata, force=force, workers=workers)
     width = max(len(scene.id) for scene in batch)
     for stage in made.stages:
-        what = f"run: {stage.reason}, {stage.steps} steps" if stage.reason else "skip: there and intact"
+        changed = f" ({', '.join(stage.changed)})" if stage.changed else ""
+        what = f"run: {stage.reason}{changed}, {stage.steps} steps" if stage.reason else "skip: there and intact"
         print(f"{stage.scene:<{width}}  {stage.stage}  {what}")
     for warning in made.warnings:
         print(f"warning: {warning}")
@@ -87,7 +87,7 @@ def _lacks(seen: Mapping[Stage, StageStatus]) -> Iterator[str]:
 
 def gallery(scenes: SceneFile = None, output_dir: OutputDir = Path("output")) -> None:
     """Rewrite the output folder's index.html from its manifest."""
-    batch = [SceneProgress.of(scene, embed_recipe=True) for scene in _read(scenes)]
+    batch = [SceneProgress.of(scene, embed_recipe=True) for scene in read_scenes(scene_path(scenes))]
     records, _ = read_records(output_dir)
     page = Gallery(batch, lambda scene: records.get(scene) or Record(id=scene)).page()
     with writing(output_dir / PAGE):
@@ -95,7 +95,7 @@ def gallery(scenes: SceneFile = None, output_dir: OutputDir = Path("output")) ->
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("scenes.json"),
+    path: Annotated[Path, typer.Argument(help="File to write.")] = SCENES,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write an example scene file to begin with."""

@@ -40,7 +40,7 @@ def ps(
     stage: _Stages = None,
     json: Json = False,
 ) -> None:
-    """Show each stage's workers, queue, model, pace and memory, and the jobs that wait or run.
+    """Show each stage's workers, queue, model, pace and jobs.
 
     The pace is in seconds per denoising step and million pixels (of every frame), as measured by the workers.
     """
@@ -67,7 +67,10 @@ def cancel(
     client: Client,
     jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids, as `cloudvid ps` shows them.")],
 ) -> None:
-    """Cancel jobs, whether they wait or run; a worker is free after the step in hand."""
+    """Cancel jobs, whether they wait or run.
+
+    A worker is free after the step in hand.
+    """
     if wrong := [job for job in jobs if not re.fullmatch(JOB_ID, job)]:
         raise typer.BadParameter(f"must be {JOB_ID_RULE}, got {wrong[0]!r}", param_hint="JOB")
     for job in jobs:
@@ -147,7 +150,7 @@ def wait(client: Client, timeout: _Timeout = 600.0, stage: _Stages = None, json:
 
 @takes_client
 def doctor(client: Client, output_dir: OutputDir = Path("output"), json: Json = False) -> None:
-    """Find what is wrong with this machine and the server, and say how to fix it."""
+    """Find what is wrong with machine or server, and how to fix it."""
     findings = []
     for finding in examine(CHECKS, Place(client.server, output_dir)):
         findings.append(finding)

@@ -203,8 +203,8 @@ class LiveView(View):
         match event:
             case events.BatchStarted():
                 for stage, name in ((Stage.T2I, "picture"), (Stage.I2V, "clip")):
-                    fields = {"count": "", "detail": "", "scene": ""}
-                    self._tasks[stage] = self._progress.add_task(name, total=event.scenes, **fields)
+                    task = self._progress.add_task(name, total=event.scenes, count="", detail="", scene="")
+                    self._tasks[stage] = task
                 self._progress.start()
             case events.StageProgress():
                 share = event.step / event.steps if event.phase == "denoise" else 1.0

@@ -1,0 +1,5 @@
+"""`python -m cloudvid`."""
+
+from cloudvid.cli import main
+
+main()
