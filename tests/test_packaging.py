@@ -15,6 +15,7 @@ import yaml
 
 from deploy import archives
 from support import ROOT
+from support.fake_torchserve import fake_torchserve
 from support.servers import naming
 
 EXAMPLES = json.loads((ROOT / "examples/input_scenes.json").read_text())
@@ -169,9 +170,28 @@ def test_every_recipe_of_the_readme_works_as_it_stands(server, tmp_path):
     assert '"event":"result"' in (tmp_path / "events.ndjson").read_text().splitlines()[-1]
 
 
+def python_examples():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_every_python_example_of_the_readme_runs(tmp_path):
+    (tmp_path / ".run").mkdir()
+    with fake_torchserve() as fake:
+        record = {"pid": os.getpid(), "port": fake.server_address[1]}
+        (tmp_path / ".run/server.json").write_text(json.dumps(record))
+        for code in python_examples():
+            code = code.replace("http://127.0.0.1:8080", fake.url)
+            done = subprocess.run(
+                [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "failed:" not in done.stdout
+    files = {"lighthouse.png", "lighthouse.mp4", "output/dawn_base_image.png", "output/dawn_video.mp4"}
+    assert all((tmp_path / name).is_file() for name in [*files, "0.png", "1.png", "2.png"])
+
+
 def test_the_readmes_python_example_works_as_it_stands(server, tmp_path):
-    readme = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code, *_ = python_examples()
     (tmp_path / ".run").symlink_to(server.process.run_dir)
     code = code.replace("http://127.0.0.1:8080", server.url)
     done = subprocess.run(
