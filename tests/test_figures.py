@@ -153,6 +153,7 @@ def test_an_interrupted_run_counts_scenes_that_were_skipped(tmp_path):
             seen[kind] = seen.get(kind, 0) + 1
             if seen["scene_skipped"] == 2 and seen["stage_started"]:
                 break
+        server.await_post(1, lambda: process.poll() is None)  # it is counted before it is sent
         os.kill(process.pid, signal.SIGINT)
         said, text = process.communicate(timeout=60)
     last = json.loads(said.splitlines()[-1])

@@ -153,7 +153,7 @@ def test_tls_with_a_private_certificate_needs_that_certificate(tmp_path):
         assert [path for _, path, _, _ in seen] == ["/ping?stage=t2i"]
         waits = []
         for url, why in (
-            (running.url, "certificate is not trusted .*--ca"),
+            (running.url, "certificate is not trusted .*`ca`"),
             (running.url.replace("https", "http"), "400"),
         ):
             with pytest.raises(Unreachable, match=why):

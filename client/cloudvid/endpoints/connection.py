@@ -134,7 +134,9 @@ def _tls_error(url: str, text: str) -> errors.Unreachable:
     """`Untrusted` if trying again is pointless. (A balancer whose server is down just closes the connection.)"""
     if found := re.search(r"certificate verify failed(?:: ([^(]+?) \(_ssl)?", text):
         why = found[1] or "verification failed"
-        return errors.Untrusted(f"{url}: its certificate is not trusted ({why}); name the CA bundle that verifies it")
+        return errors.Untrusted(
+            f"{url}: its certificate is not trusted ({why}); name the CA bundle that verifies it (`ca`)"
+        )
     if "wrong version number" in text or "record layer failure" in text:
         return errors.Untrusted(f"{url}: it does not speak TLS; try http://")
     found = re.search(r"\[SSL[^\]]*\] ([^(]+?) \(_ssl", text)

@@ -40,7 +40,7 @@ class Credentials:
         if self.token:
             return "the given token"
         if self.key_file is None:
-            return "a request without a key (there is no .run/key_file.json here: give a token or a key file)"
+            return "a request without a key (there is no .run/key_file.json here: give a `key_file` or `token`)"
         if not self._goes_to(url):
             return (
                 f"a request without a key (those in {self.key_file} leave this machine only for addresses that are "
