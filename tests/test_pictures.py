@@ -5,12 +5,12 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
 from cloudvid_schema.protocol import RequestError
 from cloudvid_schema.sizes import clip_size
 from cloudvid_stages.pictures import fit_picture, open_picture
-from support.picture_parts import MIB, chunk, encoded, ihdr, png, rows, scans, segment, with_segments
+from support.picture_parts import MIB, PNG_MAGIC, chunk, encoded, ihdr, png, rows, scans, segment, with_segments
 
 
 def gradient(width=96, height=64):
@@ -82,6 +82,67 @@ def test_inks_become_the_colours_they_stand_for():
     assert max(green, blue) < 15
 
 
+def swapped_profile():
+    """A colour profile in which red and blue have changed places."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"none").replace(b"bXYZ", b"rXYZ").replace(b"none", b"bXYZ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("WEBP", "RGBA")],
+)
+def test_colours_are_converted_as_the_profile_says(kind, mode):
+    image = Image.new("RGB", (64, 64), (200, 50, 10))
+    image = image.quantize(4) if mode == "P" else image.convert(mode)
+    opened = open_picture(encoded(image, kind, icc_profile=swapped_profile(), quality=95)).getpixel((5, 5))
+    assert np.abs(np.subtract(opened, (10, 50, 200))).max() <= 4
+
+
+def test_transparency_outlives_the_conversion_of_colours():
+    image = Image.new("RGBA", (64, 64), (200, 50, 10, 128))
+    opened = open_picture(encoded(image, icc_profile=swapped_profile()))
+    assert np.abs(np.subtract(opened.getpixel((5, 5)), (5, 25, 100))).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile"),
+    [("RGB", b"no profile"), ("RGB", swapped_profile()[:200]), ("L", swapped_profile())],
+    ids=["none", "cut", "of other channels"],
+)
+def test_a_profile_that_cannot_be_used_changes_nothing(mode, profile):
+    image = gradient().convert(mode)
+    assert open_picture(encoded(image, icc_profile=profile)).tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(("gamma", "grey"), [(45455, 128), (55556, 146), (100_000, 188)])
+def test_a_pngs_gamma_is_applied_unless_it_is_the_usual_one(gamma, grey):
+    data = png(chunk(b"gAMA", gamma.to_bytes(4, "big")), pixels=rows(value=b"\x80"))
+    assert open_picture(data).getpixel((5, 5)) == (grey, grey, grey)
+
+
+def test_grey_of_16_bits_keeps_its_upper_8():
+    header, pixels = ihdr(depth=16, colour=0), rows(value=b"\x12\xff", width_bytes=64)
+    assert open_picture(png(header=header, pixels=pixels)).getpixel((5, 5)) == (0x12, 0x12, 0x12)
+    half = zlib.compress((b"\0" + b"\x12\xff" * 32 + b"\x12\xfe" * 32) * 64)
+    opened = open_picture(png(chunk(b"tRNS", b"\x12\xff"), header=header, pixels=half))
+    assert [opened.getpixel(at) for at in ((5, 5), (60, 5))] == [(0, 0, 0), (0x12, 0x12, 0x12)]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        chunk(b"iCCP", b"p\0\0" + zlib.compress(swapped_profile() + bytes(7 * MIB))),
+        chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(7 * MIB))),
+        chunk(b"tEXt", b"workflow\0" + b"x" * 7 * MIB),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"x" * 7 * MIB),
+    ],
+    ids=["profile", "compressed text", "text", "XMP"],
+)
+def test_large_metadata_are_no_reason_to_refuse_a_picture(before):
+    assert open_picture(png(before)).size == (64, 64)
+
+
 def corners(image):
     """Which of four colours lies in which corner, clockwise from the upper left."""
     width, height = image.size
@@ -125,6 +186,16 @@ def test_a_photograph_is_turned_upright(kind, orientation, expected):
     opened = open_picture(encoded(four_colours(), kind, exif=exif))
     assert opened.size == ((64, 96) if orientation > 4 else (96, 64))
     assert corners(opened) == expected
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_in_xmp_turns_nothing(kind):
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = encoded(four_colours(), kind, xmp=xmp)
+    if kind == "PNG":
+        at = len(PNG_MAGIC) + len(ihdr())
+        data = data[:at] + chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp) + data[at:]
+    assert corners(open_picture(data)) == UPRIGHT
 
 
 def test_a_cameras_preview_is_passed_over():
@@ -229,7 +300,8 @@ def test_the_size_is_checked_before_pixels_are_decoded():
             "must be a still picture, got 2 frames",
         ),
         (encoded(gradient(), "WEBP", save_all=True, append_images=[gradient().rotate(90)]), "must be a still picture"),
-        (encoded(Image.new("I;16", (64, 64))), "must have 8 bits a channel"),
+        (png(chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(9 * MIB)))), "must be a readable picture (ValueError: "),
+        (png(chunk(b"iCCP", b"p\0\0" + zlib.compress(b"x")) * 5), "must have at most 4 colour profiles"),
     ],
 )
 def test_what_is_no_whole_still_picture_is_refused(data, rule):

@@ -6,16 +6,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import repeat
 
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from cloudvid_schema.faults import Fault
 from cloudvid_schema.protocol import RequestError
+from cloudvid_schema.strict_json import shorten
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_MODES = ("1", "L", "LA", "I;16", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _MAX_SIDE = 2**16 - 1
 """Longest side in pixels, as in a JPEG. Pillow keeps a pointer a row: 16 million rows of one pixel take 300 MiB."""
-_MAX_PARTS = {"chunks of pixels": 20_000, "scans": 100, "other parts": 500}
+_MAX_PARTS = {"chunks of pixels": 20_000, "scans": 100, "colour profiles": 4, "other parts": 500}
 """Most parts of a file, by what they are. It has room for millions, each of which costs Pillow time: a scan
 of 30 bytes is a pass over all pixels, a profile of a thousand bytes inflates to a million."""
 _MAX_METADATA = 8 * 2**20
@@ -37,14 +38,18 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """By EXIF orientation. Pillow's `exif_transpose` decodes and writes every other tag too, which can take minutes."""
+_PNG_CHUNKS = {b"IDAT": "chunks of pixels", b"iCCP": "colour profiles"}
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+_USUAL_GAMMA = 1 / 2.2
 
-PngImagePlugin.MAX_TEXT_MEMORY = 4 * 2**20  # characters, of up to four bytes each, all from some hundred bytes
+# A few bytes may inflate to as many as a file may have that are no pixels. Of text, each may be a character of four.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_METADATA
 
 
 def open_picture(
     data: bytes, max_pixels: int = 4096 * 4096, check_size: Callable[[tuple[int, int]], None] = lambda size: None
 ) -> Image.Image:
-    """The picture in a file as RGB, upright, transparent parts on black.
+    """The picture in a file as RGB (sRGB), upright, transparent parts on black.
 
     Args:
         max_pixels: most pixels, held against the file's header before anything is decoded.
@@ -60,10 +65,13 @@ def open_picture(
         check_size(image.size)
         try:
             image.load()
+            for key in ("xmp", "XML:com.adobe.xmp"):
+                image.info.pop(key, None)  # viewers turn a picture by its EXIF data only; Pillow would also by these
             if (size := len(image.info.get("exif", b""))) > _MAX_EXIF:
                 raise _refused(f"must have at most {_MAX_EXIF} bytes of EXIF data, got {size}")
             turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
             image = image.copy() if turn is None else image.transpose(turn)  # a copy has the palette that a file lacks
+            image = _to_srgb(_to_8_bits(image))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
@@ -79,7 +87,7 @@ def _looked_at(data: bytes, max_pixels: int) -> Image.Image:
     left, room = dict(_MAX_PARTS), _MAX_METADATA
     for part, length in _parts(data):
         left[part] -= 1
-        room -= length if part == "other parts" else 0
+        room -= length if part in ("other parts", "colour profiles") else 0
         if left[part] < 0:
             raise _refused(f"must have at most {_MAX_PARTS[part]} {part}")
         if room < 0:
@@ -93,7 +101,7 @@ def _looked_at(data: bytes, max_pixels: int) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # as above
-        raise _refused(f"must be a readable picture ({type(error).__name__})") from None
+        raise _refused(f"must be a readable picture ({type(error).__name__}: {shorten(str(error))})") from None
     size = f"{image.width}×{image.height}"
     if image.width * image.height > max_pixels:
         raise _refused(f"must have at most {max_pixels} pixels, got {size}")
@@ -115,7 +123,7 @@ def _parts(data: bytes) -> Iterator[tuple[str, int]]:
         position = 8
         while len(head := data[position : position + 8]) == 8 and head[4:] != b"IEND":
             length = int.from_bytes(head[:4], "big")
-            yield "chunks of pixels" if head[4:] == b"IDAT" else "other parts", min(length, len(data) - position)
+            yield _PNG_CHUNKS.get(head[4:], "other parts"), min(length, len(data) - position)
             position += 12 + length
     elif data.startswith(b"\xff\xd8"):
         position, in_scan = 2, False
@@ -132,6 +140,45 @@ def _parts(data: bytes) -> Iterator[tuple[str, int]]:
             length = int.from_bytes(data[position + 4 : position + 8], "little")
             yield ("chunks of pixels" if data[position : position + 4] in _WEBP_PIXELS else "other parts"), length
             position += 8 + length + length % 2
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A picture in grey of 16 bits as one of 8; Pillow itself reads those in colour as such."""
+    if image.mode != "I;16":
+        return image
+    wide, transparent = image.convert("I"), image.info.get("transparency")
+    grey = wide.point([value >> 8 for value in range(2**16)], "L")
+    if transparent is not None:
+        grey.info.pop("transparency")
+        grey.putalpha(wide.point([255 * (value != transparent) for value in range(2**16)], "L"))
+    return grey
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """The picture as RGB or RGBA in sRGB's colours if it says what its own mean, else as it is."""
+    profile, gamma = image.info.get("icc_profile"), image.info.get("gamma")
+    colours = image if image.mode in ("L", "CMYK") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    try:
+        if profile:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if ImageCms.getProfileDescription(source).startswith("sRGB IEC61966-2"):
+                return image  # its tables differ from ours in the last bit
+            converted = ImageCms.buildTransform(source, _SRGB, colours.mode, "RGB").apply(colours)
+        elif gamma and "srgb" not in image.info and abs(gamma / _USUAL_GAMMA - 1) > 0.05:  # as libpng decides it
+            table = [_encoded((value / 255) ** (1 / gamma)) for value in range(256)]
+            converted = colours.convert("RGB").point(table * 3)
+        else:
+            return image
+    except (ImageCms.PyCMSError, OSError):  # broken, or of other channels than the picture's
+        return image
+    if image.has_transparency_data:
+        converted.putalpha(image.convert("RGBA").getchannel("A"))
+    return converted
+
+
+def _encoded(light: float) -> int:
+    """The value (0 to 255) that sRGB has for an amount of light (0 to 1)."""
+    return round(255 * (light * 12.92 if light <= 0.0031308 else 1.055 * light ** (1 / 2.4) - 0.055))
 
 
 def fit_picture(image: Image.Image, width: int, height: int, fit: str) -> Image.Image:

@@ -181,7 +181,6 @@ def broken():
     yield "PNG whose pixels lack an end", png(pixels=rows()[:-20])
     yield "PNG with a chunk longer than the file", PNG_MAGIC + ihdr() + struct.pack(">I", 2**31 - 1) + b"tEXtk\0v"
     yield "PNG with an unnamed chunk", png(chunk(b"\0\0\0\0"))
-    yield "PNG of 16 bits grey", encoded(Image.new("I;16", (64, 64)), "PNG")
     yield "PNG with 16 bits announced and 8 sent", png(header=ihdr(depth=16, colour=2))
     yield "PNG with a cut tRNS", png(chunk(b"tRNS", b"\0"))
     yield "JPEG of 12 bits", b"\xff\xd8" + frame(64, 64, depth=12) + jpeg()[2:]
@@ -223,6 +222,7 @@ def taken():
     yield "PNG with a bad CRC of IDAT", PNG_MAGIC + ihdr() + chunk(b"IDAT", rows(), crc=0) + chunk(b"IEND")
     yield "PNG with 40 MiB behind its pixels", png(pixels=zlib.compress(bytes(40 * MIB), 9))  # they are not inflated
     yield "PNG of 16 bits a colour", png(header=ihdr(depth=16, colour=2), pixels=rows(width_bytes=64 * 6))  # upper 8
+    yield "PNG of 16 bits grey", encoded(Image.new("I;16", (64, 64)), "PNG")
     yield "JPEG in CMYK", encoded(noise(mode="CMYK"), "JPEG")
     yield "JPEG without a Huffman table", jpeg().replace(b"\xff\xc4", b"\xff\xe5")  # libjpeg has the standard's own
     yield "JPEG with 100 scans", scans(99, 64)
