@@ -59,6 +59,17 @@ def test_a_write_that_fails_leaves_what_was_there(at, tmp_path):
     assert contents(tmp_path) == {"a.png": b"afterwards" if replaced else b"before"}
 
 
+@pytest.mark.parametrize("reason", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_without_fsync_loses_nothing(reason, tmp_path):
+    class Unsynced(Disk):
+        def fsync(self, handle):
+            raise OSError(reason, os.strerror(reason))
+
+    with fake_torchserve() as server:
+        events = list(render(parse_scenes(scenes(1)), client_of(server), tmp_path, disk=Unsynced()))
+    assert (events[-1].done, events[-1].stopped) == (1, None)
+
+
 def test_an_interrupted_write_leaves_no_part(tmp_path):
     class Interrupted(Disk):
         def fsync(self, handle):

@@ -1,5 +1,6 @@
 """Files that are written as a whole or not at all, and their digests."""
 
+import errno
 import hashlib
 import os
 import re
@@ -53,7 +54,16 @@ def write_all(handle: int, data: bytes, disk: Disk) -> None:
     left = memoryview(data)
     while left:
         left = left[disk.write(handle, left) :]
-    disk.fsync(handle)
+    _flush(handle, disk)
+
+
+def _flush(handle: int, disk: Disk) -> None:
+    """Wait until a file or folder is on the disk, if the file system offers that: network and shared ones may not."""
+    try:
+        disk.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def write_file(path: Path, data: bytes, disk: Disk = DISK) -> Path:
@@ -69,7 +79,7 @@ def write_file(path: Path, data: bytes, disk: Disk = DISK) -> Path:
         _write_once(path, data, disk)
     folder = disk.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        disk.fsync(folder)
+        _flush(folder, disk)
     finally:
         os.close(folder)
     return path
