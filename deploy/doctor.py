@@ -106,17 +106,21 @@ def disk() -> Iterator[Finding]:
 
 def ffmpeg() -> Iterator[Finding]:
     """The encoder of clips: the program in the package imageio-ffmpeg."""
+    remedy = f"reinstall it ({_REINSTALL}), or set IMAGEIO_FFMPEG_EXE to another one"
     try:
         import imageio_ffmpeg
 
         program = imageio_ffmpeg.get_ffmpeg_exe()
         done = subprocess.run([program, "-version"], capture_output=True, text=True, check=True)
+        encoders = subprocess.run([program, "-encoders"], capture_output=True, text=True, check=True).stdout
     except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
-        remedy = f"reinstall it ({_REINSTALL}), or set IMAGEIO_FFMPEG_EXE to another one"
         yield Finding("ffmpeg", "problem", f"ffmpeg, which encodes the clips, does not run: {error}", remedy)
         return
     version = done.stdout.splitlines()[0].partition(" Copyright")[0]
-    yield Finding("ffmpeg", "ok", f"{version}: {program}")
+    if "libx264" in encoders:
+        yield Finding("ffmpeg", "ok", f"{version}: {program}")
+    else:
+        yield Finding("ffmpeg", "problem", f"{version} has no encoder libx264, which clips need: {program}", remedy)
 
 
 def model_archives(root: Path = ROOT) -> Iterator[Finding]:

@@ -145,9 +145,14 @@ def test_room_is_looked_for_where_weights_go(free, expected, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     ("text", "code", "expected"),
-    [("ffmpeg version 7 Copyright", 0, "ok"), ("cannot open shared object", 127, "problem"), (None, 0, "problem")],
+    [
+        ("ffmpeg version 7 Copyright\n V....D libx264  H.264", 0, "ok"),
+        ("ffmpeg version 7 Copyright\n V....D mpeg4  MPEG-4", 0, "problem"),
+        ("cannot open shared object", 127, "problem"),
+        (None, 0, "problem"),
+    ],
 )
-def test_ffmpeg_has_to_run(text, code, expected, tmp_path, monkeypatch):
+def test_ffmpeg_has_to_run_and_encode_h264(text, code, expected, tmp_path, monkeypatch):
     if text is not None:
         program(tmp_path / "ffmpeg", text, code)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "ffmpeg"))

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from cloudvid_stages import media
+from cloudvid_stages.settings import SettingsError
+from support import stages
 from support.movies import read_mp4
 
 RECIPE = {"stage": "t2i", "parameters": {"prompt": "é \n \u2603 \x01"}}
@@ -149,12 +151,18 @@ def test_what_ffmpeg_refuses_is_an_error_with_its_reason():
         media.mp4_bytes(np.zeros((2, 63, 65, 3), np.uint8), 6, RECIPE)
 
 
-def test_the_reason_is_the_last_line_of_several(tmp_path, monkeypatch):
+@pytest.fixture
+def without_x264(tmp_path, monkeypatch):
+    """What an ffmpeg without libx264 says."""
     encoder = tmp_path / "ffmpeg"
-    encoder.write_text("#!/bin/sh\necho first >&2\necho last >&2\nexit 3\n")
+    lines = ("version", "Unknown encoder 'libx264'", "Error selecting an encoder", "Error opening", "Encoder not found")
+    encoder.write_text("#!/bin/sh\n" + "".join(f'echo "{line}" >&2\n' for line in lines) + "exit 3\n")
     encoder.chmod(0o755)
-    monkeypatch.setattr(media.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(encoder))
-    with pytest.raises(media.EncodingError, match=r"^ffmpeg ended with 3: last$"):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(encoder))
+
+
+def test_the_reason_is_the_last_lines_of_several(without_x264):
+    with pytest.raises(media.EncodingError, match=r"^ffmpeg ended with 3: Unknown encoder 'libx264'; .*not found$"):
         media.mp4_bytes(moving_frames(2, 64, 64), 6, RECIPE)
 
 
@@ -172,3 +180,8 @@ def test_an_mp4_holds_every_character_of_its_recipe(tmp_path):
     recipe = {"prompt": "\\ \\\\n = ; # ' \" % [global] \r\n\x00\x7f\ud800 é 😀", "=": ["\\;#=" * 10_000]}
     _, _, comment = through_mp4(moving_frames(2, 64, 64), tmp_path, recipe)
     assert comment == media.recipe_text(recipe)
+
+
+def test_a_stage_that_cannot_encode_does_not_load(without_x264):
+    with pytest.raises(SettingsError, match=r"ffmpeg cannot encode clips.*Unknown encoder 'libx264'"):
+        stages.load("none", "i2v")

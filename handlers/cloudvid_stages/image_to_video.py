@@ -1,11 +1,11 @@
 """Image to video: `StableVideoDiffusionPipeline` from a picture file to an MP4 file."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from cloudvid_stages import media
 from cloudvid_stages.memory import frames_that_fit, free_memory
 from cloudvid_stages.pictures import fit_picture, open_picture
 from cloudvid_stages.recipe import digest_of, recipe_of_png
-from cloudvid_stages.settings import ImageToVideoSettings
+from cloudvid_stages.settings import ImageToVideoSettings, SettingsError
 from cloudvid_stages.stage import PipelineStage, Stopwatch, average, generator
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,20 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings, _Accepted]):
 
     stage: ClassVar[Stage] = Stage.I2V
     smallest: ClassVar[str] = "64x64x2"
+
+    @classmethod
+    def load(cls, section: Mapping[str, Any], gpu_id: int | None) -> Self:
+        """Load the model, once it is certain that its clips can be encoded.
+
+        Raises:
+            SettingsError: as for any stage; or ffmpeg cannot encode.
+        """
+        try:
+            media.mp4_bytes(np.zeros((2, 64, 64, 3), np.uint8), 7, None)
+        except (RuntimeError, OSError) as error:
+            rule = "ffmpeg cannot encode clips; IMAGEIO_FFMPEG_EXE may name one that has libx264"
+            raise SettingsError(f"{rule}: {error}") from None
+        return super().load(section, gpu_id)
 
     def _accept(self, job: Job) -> _Accepted:
         request, picture, settings = job.request, job.picture or b"", self._settings

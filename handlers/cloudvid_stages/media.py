@@ -15,6 +15,7 @@ from cloudvid_schema.protocol import RECIPE_KEY
 from cloudvid_stages.recipe import recipe_text
 
 _PNG_LEVEL = 1  # zlib's fastest: half the time of level 6 for files a tenth larger
+_REASONS = 4  # lines of what ffmpeg says when it fails: the first of them names the cause, the last is general
 # RGB to limited-range BT.709, and tagged so: players take an untagged clip for one or the other by its size.
 _TO_BT709 = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,"
@@ -23,7 +24,7 @@ _TO_BT709 = (
 
 
 class EncodingError(RuntimeError):
-    """ffmpeg did not make the clip; the message holds the last line of what it said."""
+    """ffmpeg did not make the clip; the message holds the last lines of what it said."""
 
 
 def png_bytes(image: Image.Image, recipe: dict[str, Any] | None) -> bytes:
@@ -65,5 +66,5 @@ def mp4_bytes(frames: np.ndarray, fps: int, recipe: dict[str, Any] | None) -> by
         done = subprocess.run(command, input=memoryview(pixels.data).cast("B"), capture_output=True, check=False)
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise EncodingError(f"ffmpeg ended with {done.returncode}: {said[-1] if said else 'no message'}")
+            raise EncodingError(f"ffmpeg ended with {done.returncode}: {'; '.join(said[-_REASONS:]) or 'no message'}")
         return target.read_bytes()
