@@ -45,7 +45,7 @@ def gallery(tmp_path_factory):
 def test_the_gallery_shows_every_scene_and_escapes_everything(gallery):
     text = (gallery / "index.html").read_text()
     assert text.count("<article") == 4
-    assert text.count("<video") == 2
+    assert text.count("<video") == text.count('preload="none"') == 2  # a browser opens a thousand players at most
     assert html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text
     assert "<script" not in text
     assert "onerror='" not in text
