@@ -1,4 +1,4 @@
-"""Words that a model does not know are found and reported."""
+"""What a model ignores in a prompt is found and reported."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ from cloudvid_schema.protocol import (
     Stage,
     TextToImageRequest,
 )
-from cloudvid_schema.vocabulary import unknown_words, vocabulary_warnings, words
+from cloudvid_schema.vocabulary import length_warnings, unknown_words, vocabulary_warnings, words
 from support.fake_torchserve import fake_torchserve
 from support.folders import scenes
 from support.loopback import client_of
@@ -101,6 +101,44 @@ def test_each_picture_of_a_batch_has_its_own_warnings(toy):
     assert boat.warnings == ()
     assert tram.warnings == ("prompt: the model does not know tram",)
     assert dog.warnings == ("prompt: the model does not know dog",)
+
+
+def test_a_stage_warns_of_the_tokens_that_it_ignores(tiny_models):
+    """The tiny model's tokens are letters, and the last one of a word."""
+    from support import stages
+
+    loaded = stages.load(tiny_models["t2i"], "t2i")
+    assert loaded.describe().prompt_tokens == 75
+    assert stages.run(loaded, stages.prompt(prompt="a" * 75)).warnings == ()
+    long = stages.prompt(prompt="a" * 75 + " in blue", negative_prompt="b" * 75 + "界" * 1900)
+    first, second = stages.run(loaded, long).warnings
+    assert first == "prompt: the model reads 75 tokens and ignores the last 6: in blue"
+    assert second == f"negative_prompt: the model reads 75 tokens and ignores the last 5700: {'界' * 40}…"
+    assert len(json.dumps([first, second])) < 1200, "an answer's warnings share a header"
+
+
+def test_a_plan_warns_of_prompts_that_are_surely_too_long(tmp_path):
+    document = scenes(2)
+    document[0]["scene_desc"], document[1]["scene_desc"] = "it's 7" + " a boat" * 36, "it's 7" + " a boat, no_tram" * 15
+    painter = Description(stage=Stage.T2I, model="m@1", prompt_tokens=75)
+    plan = make_plan(parse_scenes(document), tmp_path, {Stage.T2I: painter})
+    assert plan.warnings == ["s1: prompt: the model reads 75 tokens and ignores the rest of these 93 or more"]
+
+
+def test_pieces_of_a_prompt_are_never_more_than_its_tokens(tiny_models):
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_models["t2i"], subfolder="tokenizer")
+    painter = Description(stage=Stage.T2I, model="m@1", prompt_tokens=0)
+    for text in (
+        "it'S we'll 'sea",
+        "a_b--c... 12½²",
+        "gro\u0308ße 写真 😀😀 ا\u064b",
+        "<|endoftext|>",
+        "\x01\u200b_ _",
+    ):
+        (warning,) = length_warnings(TextToImageRequest(prompt=text), painter)
+        assert int(warning.split()[-3]) <= len(tokenizer(text).input_ids) - 2
 
 
 def test_a_changed_vocabulary_is_another_model_and_refused_if_listed(toy):

@@ -48,7 +48,8 @@ Prompt = Annotated[
     Field(
         min_length=1,
         max_length=MAX_PROMPT,
-        description="What the picture shows.",
+        description="What the picture shows. A model reads its first 75 tokens, about 300 characters; "
+        "a warning tells what it ignores.",
         json_schema_extra={"unit": "characters"},
     ),
 ]

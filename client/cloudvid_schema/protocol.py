@@ -196,6 +196,8 @@ class Description(BaseModel):
     """Of i2v: how many frames a clip has where the request does not say."""
     vocabulary: list[str] | None = None
     """Of t2i: the words that the model knows, where it knows only some."""
+    prompt_tokens: int | None = None
+    """Of t2i: how many tokens of a prompt the model reads."""
 
 
 Phase = Literal["denoise", "decode", "encode"]

@@ -1,15 +1,18 @@
-"""Prompts for models that know a limited number of words, such as the demo models."""
+"""What a model ignores in a prompt: unknown words, where its vocabulary is limited, and what is too long for it."""
 
 import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterator
 
-from cloudvid_schema.protocol import TextToImageRequest
+from cloudvid_schema.protocol import Description, TextToImageRequest
 
 _MOST_LETTERS = 24
 _MOST_BYTES = 400
 """Of the words that a warning names, as JSON: two warnings share a header, and nginx takes 4 KiB of headers."""
+
+_PIECE = re.compile(r"<\|(?:start|end)oftext\|>|'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\s\w]|_)+", re.IGNORECASE)
+"""CLIP's tokenizers split a text so, and each piece into one token or more."""
 
 
 def words(text: str) -> list[str]:
@@ -28,6 +31,18 @@ def vocabulary_warnings(request: TextToImageRequest, vocabulary: Collection[str]
     for name in ("prompt", "negative_prompt"):
         if unknown := unknown_words(getattr(request, name), vocabulary):
             yield f"{name}: the model does not know {_enumerated(unknown)}"
+
+
+def length_warnings(request: TextToImageRequest, model: Description | None) -> Iterator[str]:
+    """A warning for each prompt of a request that certainly has more tokens than a model reads. Only the worker has the
+    tokenizer, so what it warns of is exact.
+    """
+    if model is None or model.prompt_tokens is None:
+        return
+    for name in ("prompt", "negative_prompt"):
+        least = len(_PIECE.findall(unicodedata.normalize("NFC", getattr(request, name))))
+        if least > model.prompt_tokens:
+            yield f"{name}: the model reads {model.prompt_tokens} tokens and ignores the rest of these {least} or more"
 
 
 def _enumerated(unknown: list[str]) -> str:

@@ -110,6 +110,7 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
 
     def describe(self) -> Description:
         """What this worker says of itself."""
+        tokenizer = getattr(self._pipeline, "tokenizer", None)
         return Description(
             stage=self.stage,
             model=self.identity,
@@ -121,6 +122,7 @@ class PipelineStage(ABC, Generic[SettingsKind, AcceptedJob]):
             peak_memory=peak_bytes(self._loaded.device),
             num_frames=self._pipeline.unet.config.get("num_frames"),
             vocabulary=None if self._loaded.vocabulary is None else sorted(self._loaded.vocabulary),
+            prompt_tokens=None if tokenizer is None else tokenizer.model_max_length - 2,  # beside its start and end
         )
 
     def gauges(self) -> Mapping[str, float]:

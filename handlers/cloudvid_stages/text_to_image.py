@@ -1,6 +1,6 @@
 """Text to image: `StableDiffusionPipeline` from a prompt to a PNG file."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from cloudvid_schema.protocol import PNG, RequestError, Stage, TextToImageRequest
@@ -9,6 +9,8 @@ from cloudvid_serving.jobs import Job, Output
 from cloudvid_stages import media
 from cloudvid_stages.settings import TextToImageSettings
 from cloudvid_stages.stage import PipelineStage, average, generator
+
+_START = 40  # characters that a warning shows of what a model ignores: all warnings share a header
 
 
 class TextToImage(PipelineStage[TextToImageSettings, Job]):
@@ -51,15 +53,28 @@ class TextToImage(PipelineStage[TextToImageSettings, Job]):
                 refusal = "the model's safety checker refuses to show this picture"
                 outcomes.append(RequestError(422, "SafetyChecker", refusal))
                 continue
-            request, known, steps = job.request, self._loaded.vocabulary, first.num_inference_steps
+            request, steps = job.request, first.num_inference_steps
             recipe = self._recipe(request, len(group))
             data = media.png_bytes(image, recipe if request.embed_recipe else None)
-            warnings = () if known is None else tuple(vocabulary_warnings(request, known))
+            warnings = tuple(self._warnings(request))
             done = Output(data, PNG, request.seed, watch.timings, recipe, steps, together=len(group), warnings=warnings)
             outcomes.append(done)
         watch.step("encode", 1, 1)
         average(self._seconds, watch.timings, first.width * first.height * len(group), first.num_inference_steps)
         return outcomes
+
+    def _warnings(self, request: TextToImageRequest) -> Iterator[str]:
+        """What the model ignores in a request."""
+        if self._loaded.vocabulary is not None:
+            yield from vocabulary_warnings(request, self._loaded.vocabulary)
+        tokenizer = self._pipeline.tokenizer
+        most = tokenizer.model_max_length
+        for name in ("prompt", "negative_prompt"):
+            tokens = tokenizer(getattr(request, name)).input_ids
+            if len(tokens) > most:
+                rest = tokenizer.decode(tokens[most - 1 : -1])  # in the last place stands the end
+                start = rest if len(rest) <= _START else f"{rest[:_START]}…"
+                yield f"{name}: the model reads {most - 2} tokens and ignores the last {len(tokens) - most}: {start}"
 
     def _warm_up_job(self, size: Sequence[int], steps: int) -> Job:
         if len(size) not in (0, 2):

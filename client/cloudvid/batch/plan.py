@@ -13,7 +13,7 @@ from cloudvid_schema.files import DISK, Disk
 from cloudvid_schema.limits import over_limits
 from cloudvid_schema.protocol import Description, Stage
 from cloudvid_schema.sizes import DEFAULT_FRAMES, clip_size
-from cloudvid_schema.vocabulary import vocabulary_warnings
+from cloudvid_schema.vocabulary import length_warnings, vocabulary_warnings
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def make_plan(
                 tasks.append(Task.of(scene, request, descriptions.get(stage)))
                 most += most_bytes(request, scene.t2i_params)
         plan.warnings += _size_warnings(scene)
+        plan.warnings += [f"{scene.id}: {text}" for text in length_warnings(scene.t2i_request(), painter)]
         if known is not None:
             plan.warnings += [f"{scene.id}: {text}" for text in vocabulary_warnings(scene.t2i_request(), known)]
     plan.seconds = Estimate(tasks, descriptions, workers or {}).seconds()
