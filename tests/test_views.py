@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from cloudvid.cli.views import JsonView, LiveView, PlainView, QuietView
 from cloudvid.endpoints.errors import NotReady
 from cloudvid_schema.protocol import Stage
 from support import ROOT
-from support.command_line import cloudvid
+from support.command_line import cloudvid, command, run
 from support.fake_server import error
 from support.fake_torchserve import fake_torchserve
 from support.folders import scenes, write_scenes
@@ -75,6 +76,40 @@ def test_an_interrupt_leaves_no_half_of_a_line(view, fake, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         view(sys.stdout).show(done)
     assert sys.stdout.getvalue().endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "shown"),
+    [(b"caf\xe9", "utf-8:strict", r"caf\udce9"), ("日本".encode(), "ascii", r"\u65e5\u672c")],
+)
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_what_a_console_cannot_show_ends_no_batch(options, name, encoding, shown, fake, tmp_path):
+    folder, path = os.fsdecode(os.fsencode(tmp_path) + b"/" + name), write_scenes(tmp_path / "scenes.json", 1)
+    done = run(
+        command("run", path, "--output-dir", folder, *connection(fake), *options),
+        PYTHONIOENCODING=encoding,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{shown}/s0_video.mp4" in done.stdout
+    if options == ("--json",):
+        paths = [event["path"] for line in done.stdout.splitlines() if "path" in (event := json.loads(line))]
+        assert paths == [f"{folder}/s0_base_image.png", f"{folder}/s0_video.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        (">&-", ""),
+        ("2>&-", ""),
+        (">/dev/full", "warning: <stdout> cannot be written (No space left on device); the batch continues\n"),
+    ],
+)
+def test_an_output_that_nobody_takes_ends_no_batch(to, said, fake, tmp_path):
+    path, folder = write_scenes(tmp_path / "scenes.json", 1), tmp_path / "out"
+    arguments = command("run", path, "--output-dir", folder, *connection(fake))
+    done = run(["sh", "-c", f'exec "$@" {to}', "sh", *arguments])
+    assert (done.returncode, "Traceback" in done.stderr, done.stderr.startswith(said)) == (0, False, True), done.stderr
+    assert (tmp_path / "out/s0_video.mp4").is_file()
 
 
 def test_wait_says_what_for(tmp_path):

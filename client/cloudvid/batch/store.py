@@ -42,7 +42,7 @@ class Store:
         self._path = folder / MANIFEST
         self.folder, self._disk = folder, disk
         whose = f"{socket.gethostname()}:{folder.resolve()}"
-        self.batch = hashlib.sha256(whose.encode()).hexdigest()[:12]
+        self.batch = hashlib.sha256(whose.encode(errors="surrogateescape")).hexdigest()[:12]
         """The beginning of its jobs' ids, the same in each run, so that a run finds what an earlier one left behind."""
         self._room = threading.Lock()
         self._promised = 0

@@ -7,7 +7,10 @@ Exit codes: 0 all done, 1 some scenes failed, 2 usage or invalid input (nothing 
 reached or is not ready, 130 interrupted.
 """
 
+import io
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,8 +62,19 @@ app.command("wait")(server.wait)
 app.command("doctor")(server.doctor)
 
 
+def _prepare_streams() -> None:
+    """Make any text printable: a path need not be UTF-8, nor a console show every letter, nor a stream be open."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command line."""
+    _prepare_streams()
     try:
         app()
     except errors.CloudVidError as error:

@@ -26,7 +26,8 @@ def inspect(
     recipe = read_recipe(file)
     if recipe is None:
         raise OutputError(f"{file} holds no recipe of CloudVid's")
-    text = json.dumps([scene_of(recipe, file)] if as_scene else recipe, indent=2, ensure_ascii=False)
+    is_utf8 = sys.stdout.encoding.lower() == "utf-8"
+    text = json.dumps([scene_of(recipe, file)] if as_scene else recipe, indent=2, ensure_ascii=not is_utf8)
     # The file may be a stranger's: what would steer a terminal, or cannot be encoded, stays escaped.
     print("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
 

@@ -1,5 +1,7 @@
 """How a batch is shown while it runs: live bars on a terminal, lines elsewhere, only paths, or JSON."""
 
+import json
+import os
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -259,13 +261,20 @@ class JsonView(PlainView):
 
     def show(self, event: events.BatchEvent) -> None:
         """Print the event."""
-        _write_line(event.model_dump_json(), sys.stdout)
+        # ASCII, as a path need not be UTF-8, nor the console.
+        _write_line(json.dumps(event.model_dump(mode="json"), separators=(",", ":")), sys.stdout)
         super().show(event)
 
 
 def _write_line(line: str, out: TextIO) -> None:
-    out.write(f"{line}\n")  # in one call: `print` writes the line's end separately, and an interrupt may come between
-    out.flush()
+    try:
+        out.write(f"{line}\n")  # in one call: `print` writes the line's end separately; an interrupt may come between
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # such as a full disk: the batch is worth more than its report
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        print(f"warning: {out.name} cannot be written ({error.strerror}); the batch continues", file=sys.stderr)
 
 
 def summary(event: events.BatchFinished) -> str:
