@@ -16,9 +16,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = ("1", "L", "LA", "I;16", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _MAX_SIDE = 2**16 - 1
 """Longest side in pixels, as in a JPEG. Pillow keeps a pointer a row: 16 million rows of one pixel take 300 MiB."""
-_MAX_PARTS = {"chunks of pixels": 20_000, "scans": 100, "colour profiles": 4, "other parts": 500}
+_MAX_PARTS = {"chunks of pixels": 20_000, "scans": 100, "compressed texts and profiles": 100, "other parts": 500}
 """Most parts of a file, by what they are. It has room for millions, each of which costs Pillow time: a scan
-of 30 bytes is a pass over all pixels, a profile of a thousand bytes inflates to a million."""
+of 30 bytes is a pass over all pixels, a profile of eight thousand bytes inflates to eight million."""
 _MAX_METADATA = 8 * 2**20
 """Most bytes of a file that are no pixels. Pillow walks over tables and EXIF data a few bytes at a time."""
 _MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
@@ -38,7 +38,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """By EXIF orientation. Pillow's `exif_transpose` decodes and writes every other tag too, which can take minutes."""
-_PNG_CHUNKS = {b"IDAT": "chunks of pixels", b"iCCP": "colour profiles"}
+_PNG_CHUNKS = {b"IDAT": "chunks of pixels"} | dict.fromkeys(
+    (b"iCCP", b"iTXt", b"zTXt"), "compressed texts and profiles"
+)
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _USUAL_GAMMA = 1 / 2.2
 
@@ -87,7 +89,7 @@ def _looked_at(data: bytes, max_pixels: int) -> Image.Image:
     left, room = dict(_MAX_PARTS), _MAX_METADATA
     for part, length in _parts(data):
         left[part] -= 1
-        room -= length if part in ("other parts", "colour profiles") else 0
+        room -= length if part not in ("chunks of pixels", "scans") else 0
         if left[part] < 0:
             raise _refused(f"must have at most {_MAX_PARTS[part]} {part}")
         if room < 0:
