@@ -9,7 +9,14 @@ from pydantic import ValidationError
 
 from cloudvid_schema.faults import faults_of
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
-from cloudvid_schema.protocol import MAX_IMAGE_BYTES, MAX_METADATA_BYTES, MAX_PARAMETERS_BYTES, RequestError, Stage
+from cloudvid_schema.protocol import (
+    MAX_IMAGE_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_PARAMETERS_BYTES,
+    ImageToVideoRequest,
+    RequestError,
+    Stage,
+)
 from cloudvid_serving import bodies
 
 
@@ -118,6 +125,21 @@ def test_the_three_body_forms_of_i2v_mean_the_same():
     assert all(pair == read[0] for pair in read)
     assert read[0][1] == picture
     assert read[0][0].fps == 6
+
+
+def test_whole_floats_and_null_mean_the_same_in_every_form():
+    values = b'{"fps": 6.0, "seed": 7e0, "noise_aug_strength": null, "fit": null}'
+    forms = [
+        bodies.Body(
+            "multipart/form-data", {"image": b"x", "fps": b"6.0", "seed": b"7e0", "noise_aug_strength": b"null"}
+        ),
+        bodies.Body("multipart/form-data", {"image": b"x", "parameters": values}),
+        body("application/json", b'{"image": "eA==", ' + values[1:]),
+    ]
+    expected = ImageToVideoRequest(fps=6, seed=7)
+    assert [bodies.read(Stage.I2V, form) for form in forms] == [(expected, b"x")] * 3
+    with pytest.raises(RequestError, match="image: is required"):
+        bodies.read(Stage.I2V, body("application/json", b'{"image": null}'))
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import json
 
+import jsonschema
 import pytest
 
 from cloudvid import InvalidSceneFile, parse_scenes, read_scenes
-from cloudvid.batch.scenes import seed_of
+from cloudvid.batch.manifest import request_digest
+from cloudvid.batch.scenes import scene_schema, seed_of
 from cloudvid_schema.protocol import MAX_METADATA_BYTES, Stage
 from support.hostile_ids import hostile_ids
 
@@ -39,7 +41,8 @@ BAD = [
     (scene(scene_desc=""), "scenes[0].scene_desc: must have at least 1 character(s)"),
     (scene(scene_desc="  "), "scenes[0].scene_desc: must not be blank"),
     (scene(scene_desc="x" * 2001), "scenes[0].scene_desc: must have at most 2000 characters"),
-    (scene(scene_desc=None), "scenes[0].scene_desc: must be a string, got null"),
+    (scene(scene_desc=None), "scenes[0].scene_desc: is required"),
+    (scene(motion=None), "scenes[0].motion: is not known"),
     (scene(motion_desc=3), "scenes[0].motion_desc: must be a string, got 3"),
     (scene(motion="x"), "scenes[0].motion: is not known; did you mean motion_desc?"),
     (scene(id=7), "scenes[0].id: must be a string, got 7"),
@@ -134,6 +137,18 @@ def test_every_fault_of_a_file_is_reported_at_once():
 
 def test_an_array_and_an_object_read_the_same():
     assert parse_scenes([GOOD]) == parse_scenes({"$schema": "x.json", "scenes": [GOOD]})
+
+
+def test_null_and_whole_floats_mean_what_tables_mean_by_them():
+    scenes = scene(
+        motion_desc=None,
+        t2i_params={"negative_prompt": None, "width": 512.0, "num_inference_steps": 3e1, "seed": 7.0},
+        i2v_params=None,
+    )
+    (found,), (plain,) = parse_scenes({"$schema": None, "scenes": scenes}), parse_scenes(t2i(seed=7))
+    assert found == plain
+    assert request_digest(found.t2i_request()) == request_digest(plain.t2i_request())
+    jsonschema.validate({"$schema": None, "scenes": scenes}, scene_schema())
 
 
 def test_a_byte_order_mark_does_no_harm(tmp_path):

@@ -7,9 +7,9 @@ Names and defaults are those of diffusers 0.42 (`StableDiffusionPipeline.__call_
 `StableVideoDiffusionPipeline.__call__`) unless a description says otherwise.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_SEED = 2**32 - 1
@@ -28,7 +28,39 @@ I2V_MULTIPLE = 64
 """SVD's UNet halves the latents (8 pixels each) three times and cannot join odd sizes again: 8 * 2**3."""
 
 
-class _Parameters(BaseModel):
+def _allow_null(schema: dict[str, Any]) -> None:
+    """Let a JSON Schema allow null for whatever may be left out."""
+    for name, field in schema["properties"].items():
+        if name not in schema.get("required", ()) and "anyOf" not in field:
+            rule = {
+                key: field.pop(key) for key in list(field) if key not in ("default", "description", "title", "unit")
+            }
+            schema["properties"][name] = {"anyOf": [rule, {"type": "null"}], **field}
+
+
+class Lenient(BaseModel):
+    """A model that takes what writers of tables make of JSON: null for what is not given, and 512.0 for 512."""
+
+    model_config = ConfigDict(json_schema_extra=_allow_null)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_meant(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {
+            name: int(value) if _is_whole(value) and kinds.get(name) in (int, int | None) else value
+            for name, value in values.items()
+            if value is not None or name not in kinds
+        }
+
+
+def _is_whole(value: object) -> TypeGuard[float]:
+    return isinstance(value, float) and value.is_integer()
+
+
+class _Parameters(Lenient):
     model_config = ConfigDict(
         strict=True,
         extra="forbid",

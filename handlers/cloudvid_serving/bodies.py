@@ -68,8 +68,8 @@ def read(stage: Stage, body: Body) -> tuple[Request, bytes | None]:
         picture = body.content
         if not picture:
             raise RequestError.unreadable("the body is empty; it must be the picture's bytes")
-    if stage is Stage.I2V and picture is None and "image" in values:
-        picture = _base64(values.pop("image"))
+    if stage is Stage.I2V and picture is None and (image := values.pop("image", None)) is not None:
+        picture = _base64(image)
     _add_fields(values, fields, stage)
     faults: list[Fault] = []
     try:

@@ -80,8 +80,8 @@ class Rule:
         if value is None:
             return self.may_be_null
         if self.kind in ("integer", "number"):
-            kinds, step = (int,) if self.kind == "integer" else (int, float), self.limits.get("multipleOf")
-            inside = type(value) in kinds and self.limits["minimum"] <= value <= self.limits["maximum"]
+            step = self.limits.get("multipleOf", 1 if self.kind == "integer" else None)  # 8.0 is an integer
+            inside = type(value) in (int, float) and self.limits["minimum"] <= value <= self.limits["maximum"]
             return inside and (step is None or value % step == 0)
         if self.kind == "boolean":
             return isinstance(value, bool)

@@ -6,13 +6,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from cloudvid.endpoints.errors import InvalidSceneFile
 from cloudvid_schema import strict_json
 from cloudvid_schema.faults import Fault, faults_of, place_of, unknown_key
-from cloudvid_schema.parameters import MAX_SEED, ImageToVideoParameters, Prompt, TextToImageOptions, not_blank
+from cloudvid_schema.parameters import MAX_SEED, ImageToVideoParameters, Lenient, Prompt, TextToImageOptions, not_blank
 from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequest
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -22,7 +22,7 @@ EXAMPLE = files("cloudvid").joinpath("templates/scenes.json").read_text()
 """An example scene file."""
 
 
-class Scene(BaseModel):
+class Scene(Lenient):
     """A scene: a picture and the clip that is made from it."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -92,7 +92,7 @@ def scene_schema() -> dict[str, Any]:
             scenes,
             {
                 "type": "object",
-                "properties": {"$schema": {"type": "string"}, "scenes": scenes},
+                "properties": {"$schema": {"type": ["string", "null"]}, "scenes": scenes},
                 "required": ["scenes"],
                 "additionalProperties": False,
             },
@@ -139,7 +139,7 @@ def parse_scenes(document: object) -> list[Scene]:
         faults += [
             Fault(place_of((key,)), unknown_key(key, known), has_value=False) for key in document if key not in known
         ]
-        if not isinstance(document.get("$schema", ""), str):
+        if not isinstance(document.get("$schema"), str | None):
             faults.append(Fault("$schema", "must be a string", document["$schema"]))
         entries = document.get("scenes")
     if not isinstance(entries, list):
