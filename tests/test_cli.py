@@ -221,6 +221,9 @@ def test_a_parameter_out_of_range_is_exit_code_2(tmp_path):
     [
         (["image", "a cat", "-o", "x.jpg"], "must end with .png, which the file will be, got x.jpg"),
         (["video", "a.png", "-o", "x.gif"], "must end with .mp4, which the file will be, got x.gif"),
+        (["image", "a cat", "-o", "/proc/x.png"], "/proc/x.png cannot be written (No such file or directory)"),
+        (["image", "a cat", "-o", "."], ". cannot be written (Is a directory)"),
+        (["video", "a.png", "-o", "/dev/null/x.mp4"], "/dev/null/x.mp4 cannot be written (Not a directory)"),
         (["inspect", "nothing.png"], "nothing.png is not there"),
         (["inspect", "."], ". is no file"),
         (["ps", "5"], "belongs to --watch"),

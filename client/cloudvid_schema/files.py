@@ -72,7 +72,7 @@ def write_file(path: Path, data: bytes, disk: Disk = DISK) -> Path:
     Raises:
         OSError: it cannot be written; what was there before still is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     try:
         _write_once(path, data, disk)
     except FileNotFoundError:  # where file locks do nothing, another process may have removed the temporary file
@@ -85,8 +85,33 @@ def write_file(path: Path, data: bytes, disk: Disk = DISK) -> Path:
     return path
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written later, and return if it can be written there.
+
+    Raises:
+        OSError: it cannot.
+    """
+    _make_folder(path.parent)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    temporary = _temporary(path)
+    os.close(DISK.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    temporary.unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # a file has its name
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
 def _write_once(path: Path, data: bytes, disk: Disk) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = _temporary(path)
     try:
         handle = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:

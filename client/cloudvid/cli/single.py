@@ -17,6 +17,7 @@ from cloudvid.batch.toys import toy_note
 from cloudvid.cli.options import LeaveRunning, takes_client, takes_parameters
 from cloudvid.client import Client
 from cloudvid.endpoints.answers import Generated, plain
+from cloudvid_schema.files import check_writable
 from cloudvid_schema.parameters import ImageToVideoParameters, TextToImageParameters
 from cloudvid_schema.processes import interrupts
 from cloudvid_schema.protocol import Progress, Stage, Started
@@ -67,15 +68,21 @@ def video(
 
 
 def _target(output: Path | None, default: str, force: bool) -> Path:
-    """Where to write. A file is replaced only by `--force`; without a name, the next free one is taken."""
+    """Where to write, which is possible. A file is replaced only by `--force`; without a name, the next free one is
+    taken.
+    """
+    suffix = Path(default).suffix
     if output is None:
         names = (Path(_numbered(default, number) if number > 1 else default) for number in count(1))
-        return next(path for path in names if force or not path.exists())
-    suffix = Path(default).suffix
+        output = next(path for path in names if force or not path.exists())
     if output.suffix.lower() not in (suffix, ""):
         raise typer.BadParameter(f"must end with {suffix}, which the file will be, got {output}", param_hint="--output")
     if output.exists() and not force:
         raise typer.BadParameter(f"{output} is there already; --force replaces it", param_hint="--output")
+    try:
+        check_writable(output)
+    except OSError as error:
+        raise typer.BadParameter(f"{output} cannot be written ({error.strerror})", param_hint="--output") from None
     return output
 
 
