@@ -34,7 +34,9 @@ BAD = [
     ({"scenes": [GOOD], "a\x1b[2J\n": 1}, '"a\\u001b[2J\\n": is not known'),
     ({"scenes": [GOOD], "\ud800": 1}, '"\\ud800": is not known'),
     ({"scenes": [GOOD], "$schema": 7}, "$schema: must be a string, got 7"),
+    ({"shots": [{"prompt": "a cat"}]}, "shots: is not known; did you mean scenes?"),
     ({"scenes": {"a": 1}}, "scenes: must be a JSON array of scenes"),
+    (GOOD, "is a single scene; put [ ] around it"),
     ([7], "scenes[0]: must be a JSON object, got 7"),
     ([{"id": "a"}], "scenes[0].scene_desc: is required"),
     ([{"scene_desc": "a"}], "scenes[0].id: is required"),
@@ -45,6 +47,18 @@ BAD = [
     (scene(motion=None), "scenes[0].motion: is not known"),
     (scene(motion_desc=3), "scenes[0].motion_desc: must be a string, got 3"),
     (scene(motion="x"), "scenes[0].motion: is not known; did you mean motion_desc?"),
+    ([{"scene_id": "a", "prompt": "b"}], "scenes[0].scene_id: is not known; did you mean id?"),
+    (scene(sceneNumber=1), "scenes[0].sceneNumber: is not known; did you mean id?"),
+    (scene(prompt="b"), "scenes[0].prompt: is not known; did you mean scene_desc?"),
+    (scene(imagePrompt="b"), "scenes[0].imagePrompt: is not known; did you mean scene_desc?"),
+    (scene(seed=1), "scenes[0].seed: is not known; did you mean t2i_params.seed?"),
+    (scene(width=64), "scenes[0].width: is not known; did you mean t2i_params.width?"),
+    (scene(steps=3), "scenes[0].steps: is not known; did you mean t2i_params.num_inference_steps?"),
+    (scene(cfg=3), "scenes[0].cfg: is not known; did you mean t2i_params.guidance_scale?"),
+    (scene(fps=6), "scenes[0].fps: is not known; did you mean i2v_params.fps?"),
+    (t2i(steps=3), "scenes[0].t2i_params.steps: is not known; did you mean num_inference_steps?"),
+    (i2v(frames=3), "scenes[0].i2v_params.frames: is not known; did you mean num_frames?"),
+    (i2v(fps=0), 'scenes[0].i2v_params.fps: must be at least 1, got 0 (scene "a1")'),
     (scene(id=7), "scenes[0].id: must be a string, got 7"),
     (scene(id=""), "scenes[0].id: must be 1 to 100 letters"),
     (
@@ -81,7 +95,7 @@ BAD = [
 def test_a_bad_scene_file_names_the_place_and_the_value(document, fault):
     with pytest.raises(InvalidSceneFile) as raised:
         parse_scenes(document)
-    assert [str(found) for found in raised.value.faults if str(found).startswith(fault)], raised.value
+    assert [line for line in str(raised.value).splitlines() if line.startswith(fault)], raised.value
 
 
 @pytest.mark.parametrize(
@@ -153,6 +167,21 @@ def test_every_fault_of_a_file_is_reported_at_once():
         "scenes[1].scene_desc",
         "scenes[2].t2i_params.width",
     }
+
+
+def test_a_fault_that_many_scenes_share_is_one_line():
+    document = [
+        {"id": f"s{index}", "scene_desc": "a", "seed": 1, "t2i_params": {"width": 8 * index}} for index in range(3)
+    ]
+    with pytest.raises(InvalidSceneFile) as raised:
+        parse_scenes(document)
+    assert len(raised.value.faults) == 6
+    assert str(raised.value).splitlines() == [
+        'scenes[0].t2i_params.width: must be at least 64, got 0 (scene "s0")',
+        'scenes[0].seed: is not known; did you mean t2i_params.seed? (scene "s0" and 2 more scenes)',
+        'scenes[1].t2i_params.width: must be at least 64, got 8 (scene "s1")',
+        'scenes[2].t2i_params.width: must be at least 64, got 16 (scene "s2")',
+    ]
 
 
 def test_an_array_and_an_object_read_the_same():

@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,8 @@ class Fault:
     value: object = None
     """What stood there."""
     has_value: bool = True
+    of: str = ""
+    """What else names the thing at fault: a scene's id."""
 
     @property
     def message(self) -> str:
@@ -90,11 +93,52 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> Mappi
     return model.model_fields
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The rule for a key that is not known, naming the nearest one that is."""
+_SYNONYMS = {
+    "id": ("scene_id", "scene_number", "scene_no", "shot_id", "number", "name"),
+    "scene_desc": ("prompt", "visual_prompt", "image_prompt", "description", "visual_description", "text"),
+    "motion_desc": ("motion", "motion_prompt", "video_prompt"),
+    "negative_prompt": ("negative",),
+    "num_inference_steps": ("steps", "num_steps", "inference_steps"),
+    "guidance_scale": ("cfg", "cfg_scale", "guidance"),
+    "num_frames": ("frames", "frame_count"),
+    "fps": ("frame_rate", "framerate"),
+}
+"""What others call our keys."""
+_MEANT = {synonym: name for name, synonyms in _SYNONYMS.items() for synonym in synonyms}
+
+
+def unknown_key(key: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """The rule for a key that is not known, naming the one that is probably meant.
+
+    Args:
+        elsewhere: keys that are known in another place, by name, with their place.
+    """
+    places = dict(elsewhere or {}) | {name: name for name in known}
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[- ]", "_", key[:SHORT]).lower()  # `sceneId`, `scene-id`
+    near = [name for name in (plain, _MEANT.get(plain)) if name in places]
     known = sorted(known)
-    near = difflib.get_close_matches(key[:SHORT], known, n=1, cutoff=0.6)
-    return f"is not known; did you mean {near[0]}?" if near else f"is not known; known are {', '.join(known)}"
+    near += difflib.get_close_matches(key[:SHORT], known, n=1, cutoff=0.6)
+    return f"is not known; did you mean {places[near[0]]}?" if near else f"is not known; known are {', '.join(known)}"
+
+
+def _elsewhere(model: type[BaseModel], location: tuple[int | str, ...]) -> dict[str, str]:
+    """The fields of the models within the one at a location, with their places; of some of one name the first."""
+    found: dict[str, str] = {}
+    for outer in _fields_at(model, location) or ():
+        for name in _fields_at(model, (*location, outer)) or ():
+            found.setdefault(name, f"{outer}.{name}")
+    return found
+
+
+def lines(faults: Iterable[Fault]) -> Iterator[str]:
+    """The faults as text; one that many entries of a list share is one line that counts them."""
+    alike: dict[tuple[str, str], list[Fault]] = {}
+    for fault in faults:
+        alike.setdefault((re.sub(r"\[\d+\]", "[]", fault.place), fault.message), []).append(fault)
+    for first, *others in alike.values():
+        more = [f"and {len(others)} more {first.place.partition('[')[0]}"] if others else []
+        notes = " ".join([first.of] * bool(first.of) + more)
+        yield f"{first} ({notes})" if notes else str(first)
 
 
 def faults_of(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[Fault]:
@@ -112,7 +156,8 @@ def faults_of(error: ValidationError, model: type[BaseModel], prefix: str = "") 
         place = place_of(location, prefix)
         if kind == "extra_forbidden":
             known = _fields_at(model, location[:-1]) or ()
-            found.append(Fault(place, unknown_key(str(location[-1]), known), has_value=False))
+            rule = unknown_key(str(location[-1]), known, _elsewhere(model, location[:-1]))
+            found.append(Fault(place, rule, has_value=False))
         elif kind == "value_error" and not location:  # a model's own rule about several of its fields
             found.append(Fault(place, str(detail["ctx"]["error"]), has_value=False))
         else:

@@ -79,15 +79,15 @@ def loads(text: bytes | str) -> Any:
         JsonError: not UTF-8, not JSON, a key twice in one object, or nested too deeply.
     """
     try:
-        if isinstance(text, bytes | bytearray):
-            if not (encoding := json.detect_encoding(text)).startswith("utf-8"):
-                raise JsonError(f"not UTF-8: this is {encoding[:6].upper()}; save it as UTF-8")
-            text = bytes(text).decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_no_key_twice)
+        encoding = "utf-8" if isinstance(text, str) else json.detect_encoding(bytes(text))
+        if not encoding.startswith("utf-8"):
+            raise JsonError(f"not UTF-8: this is {encoding[:6].upper()}; save it as UTF-8")
+        document = text if isinstance(text, str) else bytes(text).decode("utf-8-sig")
+        return json.loads(document, object_pairs_hook=_no_key_twice)
     except JsonError:
         raise
     except _KeyTwice:
-        raise _second_key(text) from None
+        raise _second_key(document) from None
     except json.JSONDecodeError as error:
         raise JsonError(f"not JSON: {_reason(error)}") from None
     except UnicodeDecodeError as error:

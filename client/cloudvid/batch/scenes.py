@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -135,26 +136,32 @@ def parse_scenes(document: object) -> list[Scene]:
     faults: list[Fault] = []
     entries = document
     if isinstance(document, dict):
+        if "scenes" not in document and Scene.model_fields.keys() & document.keys():
+            raise InvalidSceneFile([Fault("", "is a single scene; put [ ] around it", has_value=False)])
         known = ("$schema", "scenes")
-        faults += [
-            Fault(place_of((key,)), unknown_key(key, known), has_value=False) for key in document if key not in known
-        ]
+        for key, value in document.items():
+            if key not in known:
+                is_list = "scenes" not in document and isinstance(value, list) and isinstance((value or [0])[0], dict)
+                rule = unknown_key("scenes" if is_list else key, known)
+                faults.append(Fault(place_of((key,)), rule, has_value=False))
         if not isinstance(document.get("$schema"), str | None):
             faults.append(Fault("$schema", "must be a string", document["$schema"]))
         entries = document.get("scenes")
     if not isinstance(entries, list):
         rule = 'must be a JSON array of scenes, or {"scenes": [...]}'
-        raise InvalidSceneFile([*faults, Fault("scenes", rule, entries)])
+        raise InvalidSceneFile([*faults, Fault("scenes", rule, entries, has_value=entries is not None)])
     if not entries:
         faults.append(Fault("scenes", "must have at least one scene", entries))
     scenes, twice = [], []
     seen: dict[str, int] = {}  # systems that ignore case would give these ids the same files
     for index, entry in enumerate(entries):
+        name = entry.get("id") if isinstance(entry, dict) else None
         try:
             scenes.append(Scene.model_validate(entry))
         except ValidationError as error:
-            faults += faults_of(error, Scene, f"scenes[{index}]")
-        name = entry.get("id") if isinstance(entry, dict) else None
+            of = f"scene {strict_json.shorten(name)}" if isinstance(name, str) else ""
+            found = faults_of(error, Scene, f"scenes[{index}]")
+            faults += [replace(fault, of="" if fault.place.endswith("].id") else of) for fault in found]
         if isinstance(name, str) and (first := seen.setdefault(name.casefold(), index)) != index:
             rule = f"must be unique, whatever the case; scenes[{first}] has it"
             twice.append(Fault(f"scenes[{index}].id", rule, name))

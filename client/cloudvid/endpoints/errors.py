@@ -30,7 +30,7 @@ CloudVidError
 from collections.abc import Sequence
 from typing import Any
 
-from cloudvid_schema.faults import Fault
+from cloudvid_schema.faults import Fault, lines
 from cloudvid_schema.protocol import ErrorBody
 
 
@@ -47,8 +47,7 @@ class InvalidInput(CloudVidError):
 
     def __init__(self, faults: Sequence[Fault], what: str = "") -> None:
         self.faults = tuple(faults)
-        lines = [str(fault) for fault in faults]
-        super().__init__("\n".join(f"{what}: {line}" if what else line for line in lines))
+        super().__init__("\n".join(f"{what}: {line}" if what else line for line in lines(faults)))
 
 
 class InvalidSceneFile(InvalidInput):
