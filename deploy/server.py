@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cloudvid_schema.ports import PORTS
 from cloudvid_schema.processes import interrupts
+from cloudvid_schema.run_folder import point_to, read_record
 from deploy import ROOT, STAGES, DeployError
 from deploy.environment import check_names
 from deploy.java import java_home
@@ -52,11 +53,30 @@ def _start(server: Server, model_store: Path) -> int:
         except BaseException:  # Ctrl-C included
             server.stop()
             raise
+    _point_to(server)
     wait = "cloudvid wait"
     if server.run_dir != RUN_DIR:
         wait += f" --server {server.url} --key-file {shlex.quote(str(server.run_dir / 'key_file.json'))}"
     print(f"server on {server.url}, log {server.log} (the models are loading: `{wait}` waits for them)")
     return 0
+
+
+def _point_to(server: Server) -> None:
+    """Let the user's clients find the server from any folder."""
+    try:
+        point_to(server.run_dir)
+    except OSError as error:
+        found = f"the server is found from its own folder only: {error.filename} cannot be written ({error.strerror})"
+        print(f"note: {found}", file=sys.stderr)
+
+
+def _port_before(run_dir: Path) -> int | None:
+    """The port of a server that died in this folder: clients may still wait for it there."""
+    before = read_record(run_dir)
+    if before and not running_in(run_dir):
+        print(f"port {before.port}, as before: the server that was process {before.pid} died", flush=True)
+        return before.port
+    return None
 
 
 def _stop(run_dir: Path, port: int | None) -> str:
@@ -121,7 +141,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run TorchServe with both archives.")
     parser.add_argument("action", choices=["serve", "start", "stop", "with", "java"])
     parser.add_argument("--run-dir", type=Path, default=RUN_DIR, help="for serve, start and stop")
-    parser.add_argument("--port", type=_port, help="default 8080, for `with` a free one; the next five are used too")
+    parser.add_argument(
+        "--port",
+        type=_port,
+        help="default: that of a server which died here, else 8080, for `with` a free one; the next five are used too",
+    )
     parser.add_argument(
         "--stage", choices=STAGES, action="append", help="serve only this stage (repeatable; default: both)"
     )
@@ -139,13 +163,14 @@ def main() -> int:
         stages = tuple(stage for stage in STAGES if stage in (options.stage or STAGES))
         check_names(os.environ)
         os.environ.update(choose_models(options.profile, stages))
-        port = options.port or (free_port() if options.action == "with" else 8080)
         if options.action == "with":
-            return _once(port, stages, options.model_store, client)
-        server = Server(options.run_dir.absolute(), port, stages)
+            return _once(options.port or free_port(), stages, options.model_store, client)
+        run_dir = options.run_dir.absolute()
+        server = Server(run_dir, options.port or _port_before(run_dir) or 8080, stages)
         if options.action == "start":
             return _start(server, options.model_store)
         with running(server, options.model_store, foreground=True) as process:
+            _point_to(server)
             return process.wait()
     except DeployError as error:
         print(f"error: {error}", file=sys.stderr)

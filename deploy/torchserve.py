@@ -18,12 +18,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import psutil
 
 from cloudvid_schema.ports import PORTS
 from cloudvid_schema.processes import taken_ports
+from cloudvid_schema.run_folder import RECORD, read_record, remove_pointer
 from deploy import ROOT, STAGES, DeployError
 from deploy.archives import check
 from deploy.environment import inherited
@@ -34,6 +36,7 @@ RUN_DIR = ROOT / ".run"
 PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in (".", "client", "handlers"))
 """For programs of this repository that start in another folder."""
 _STOP_SECONDS = 20
+_OLD_LOGS = 5  # of earlier starts: server.log.1 and so on
 _SOCKET_PATH = 100  # bytes; Linux allows 108 for a Unix socket, including `/.ts.sock.9000`
 
 
@@ -68,7 +71,7 @@ class Server:
     @property
     def pid_file(self) -> Path:
         """Process group and port of the running server."""
-        return self.run_dir / "server.json"
+        return self.run_dir / RECORD
 
     def spawn(self, model_store: Path, foreground: bool = False) -> subprocess.Popen[bytes]:
         """Start TorchServe, with the exporter beside it, in a process group of its own.
@@ -87,8 +90,10 @@ class Server:
             raise DeployError(f"port {taken[0]} is in use, of {span}; choose others with PORT= (--port)")
         java = java_home()
         self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for old in ("key_file.json", "server.json"):
+        for old in ("key_file.json", RECORD):
             (self.run_dir / old).unlink(missing_ok=True)
+        if not foreground:
+            self.keep_log()
         command = [sys.executable, "-m", "deploy.exporter", "--port", str(self.port)]
         command += [f"--stage={stage}" for stage in self.stages]
         command += ["--", str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
@@ -114,6 +119,10 @@ class Server:
             self.stop()
             raise
         return process
+
+    def keep_log(self) -> None:
+        """Rename the log of the start before: it may be all that tells of a death."""
+        RotatingFileHandler(self.log, backupCount=_OLD_LOGS, delay=True).doRollover()
 
     def _environment(self, java: Path) -> dict[str, str]:
         base = "http://127.0.0.1:{}"
@@ -160,18 +169,18 @@ class Server:
 
     def stop(self) -> bool:
         """Whether the server was running; all of its processes are stopped, first by SIGTERM, then by SIGKILL."""
-        try:
-            pid = json.loads(self.pid_file.read_text())["pid"]
-        except (OSError, ValueError, KeyError):
+        if not (record := read_record(self.run_dir)):
             return False
+        pid = record.pid
         alive = running = group(pid, self.run_dir)
         for number in (signal.SIGTERM, signal.SIGKILL):
             if alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, number)
                 alive = alive_after(alive, _STOP_SECONDS)
-        for old in ("key_file.json", "server.json"):
+        for old in ("key_file.json", RECORD):
             (self.run_dir / old).unlink(missing_ok=True)
+        remove_pointer(self.run_dir)
         tmp = self.run_dir / "tmp"
         if tmp.exists():
             shutil.rmtree(tmp.resolve(), ignore_errors=True)
@@ -229,8 +238,5 @@ def group(pid: int, run_dir: Path) -> list[psutil.Process]:
 
 def running_in(run_dir: Path) -> Server | None:
     """The server that runs in a run folder, if there is one."""
-    try:
-        record = json.loads((run_dir / "server.json").read_text())
-        return Server(run_dir, record["port"]) if group(record["pid"], run_dir) else None
-    except (OSError, ValueError, KeyError):
-        return None
+    record = read_record(run_dir)
+    return Server(run_dir, record.port) if record and group(record.pid, run_dir) else None

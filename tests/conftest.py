@@ -38,6 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("servers"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_configuration(tmp_path_factory) -> Iterator[None]:
+    """A configuration folder of the tests' own: no server of the developer's is found, and none of theirs is left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_models() -> dict[str, Path]:
     return servers.tiny_models()

@@ -196,7 +196,7 @@ def test_a_failing_check_is_a_finding_and_stops_no_other(tmp_path):
     findings = list(examine((broken, doctor.python), place(tmp_path)))
     assert [(finding.check, finding.level) for finding in findings] == [("broken", "problem"), ("python", "ok")]
     every = [check.__name__ for check in (*CHECKS, *machine.CHECKS)]
-    assert len(set(every)) == len(every) - 1 == 12, "both look at disks"
+    assert len(set(every)) == len(every) - 1 == 13, "both look at disks"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,8 @@ def test_doctor_finds_no_problem_with_a_server_that_runs(server, tmp_path):
     assert done.returncode == 0
     by_check = {finding["check"]: finding["found"] for finding in findings if finding["level"] == "ok"}
     assert (
-        f"ports {server.process.port} to {server.process.port + 5} belong to this folder's server" in by_check["ports"]
+        f"ports {server.process.port} to {server.process.port + 5} belong to the server of this folder"
+        in by_check["ports"]
     )
     assert "1 of 1 worker ready" in by_check["endpoints"]
     assert "readable by its owner only" in by_check["key"]

@@ -10,9 +10,10 @@ import threading
 import psutil
 import pytest
 
-from cloudvid import render
+from cloudvid import Client, render
 from cloudvid.batch.events import StageProgress
 from cloudvid_schema.protocol import Stage
+from cloudvid_schema.run_folder import point_to, remove_pointer
 from support.changed_archives import build, with_noise
 from support.command_line import cloudvid, rows
 from support.fake_management import Fake, worker
@@ -151,7 +152,37 @@ def test_a_server_started_here_is_found_on_any_port(tmp_path):
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
     )
     (tmp_path / ".run/server.json").write_text(json.dumps({"pid": int(gone.stdout), "port": port}))
-    assert "127.0.0.1:8080" in cloudvid("wait", "--timeout", 0, cwd=tmp_path).stderr
+    (tmp_path / ".run/server.log").write_text("started\n\njava: killed\n")
+    for command in (("wait", "--timeout", 0), ("image", "a cat")):
+        lines = cloudvid(*command, cwd=tmp_path, environment={"CLOUDVID_TOKEN": "t"}).stderr.splitlines()
+        assert f"; the server of this folder (port {port}, process {gone.stdout.strip()}) died after 20" in lines[0]
+        assert lines[1:] == ["the end of its log:", "  started", "  java: killed"]
+    diagnosis = cloudvid("doctor", cwd=tmp_path).stdout
+    assert f"address: http://127.0.0.1:{port}: the server of this folder (port {port}, process" in diagnosis
+    assert "\n         java: killed\n         -> start it" in diagnosis
+
+
+def test_the_server_started_last_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    none = cloudvid("wait", "--timeout", 0, cwd=tmp_path).stderr
+    assert none.startswith("error: nothing answers at http://127.0.0.1:8080/ping: ")
+    assert "no server was started on this machine: `make start`, or give its address with --server" in none
+    run_dir = tmp_path / "server/.run"
+    run_dir.mkdir(parents=True)
+    with fake_server(Fake()) as server:
+        record = {"pid": os.getpid(), "port": server.server_address[1]}
+        (run_dir / "server.json").write_text(json.dumps(record))
+        (run_dir / "key_file.json").write_text(json.dumps({"inference": {"key": "of the server"}}))
+        point_to(run_dir)
+        for given in ({}, {"CLOUDVID_SERVER": server.url}):
+            client = Client(given.get("CLOUDVID_SERVER"))
+            assert (client.server.urls[Stage.T2I], client.server.key_file) == (server.url, run_dir / "key_file.json")
+            cloudvid("wait", "--timeout", 0, cwd=tmp_path, environment=given)
+            assert server.seen[-1].headers["Authorization"] == "Bearer of the server"
+    remove_pointer(tmp_path / "other/.run")
+    assert Client().server.urls[Stage.T2I] == server.url, "the pointer is not to that folder"
+    remove_pointer(run_dir)
+    assert Client().server.urls[Stage.T2I] == "http://127.0.0.1:8080"
 
 
 class Sampler:

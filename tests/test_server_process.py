@@ -16,8 +16,10 @@ from PIL import Image
 from cloudvid import Client, Stage
 from cloudvid.endpoints import errors
 from cloudvid_schema.parameters import MAX_STEPS
+from cloudvid_schema.run_folder import read_pointer
 from deploy import DeployError
 from deploy.java import java_home
+from deploy.server import _port_before
 from deploy.torchserve import Server, alive_after, running_in
 from support import ROOT
 from support.listening import OF_ANOTHER, await_listeners
@@ -55,6 +57,7 @@ def test_start_and_stop_leave_no_process_and_no_key(tmp_path, noise_store, envir
         assert done.returncode == 0, done.stderr
         await_listeners(Server(tmp_path / "run", port))
         assert below(tmp_path)
+        assert read_pointer() == tmp_path / "run"
         assert (tmp_path / "run/key_file.json").stat().st_mode & 0o077 == 0
         again = subprocess.run(
             start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -156,6 +159,21 @@ def test_an_unreaped_process_is_not_waited_for():
         process = psutil.Process(ended.pid)
         assert alive_after([process], 60) == []
         assert process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_logs_of_earlier_starts_are_kept(tmp_path):
+    server = Server(tmp_path, 1)
+    for start in range(9):
+        server.keep_log()
+        server.log.write_text(str(start))
+    assert [path.read_text() for path in sorted(tmp_path.glob("server.log*"))] == list("876543")
+
+
+def test_a_start_after_a_death_has_the_port_of_before(tmp_path, capsys):
+    assert _port_before(tmp_path) is None
+    (tmp_path / "server.json").write_text('{"pid": 999999999, "port": 25000}')
+    assert _port_before(tmp_path) == 25000
+    assert "port 25000, as before: the server that was process 999999999 died" in capsys.readouterr().out
 
 
 def test_an_archive_that_is_missing_is_named_with_the_remedy(tmp_path):

@@ -1,6 +1,5 @@
 """`Client`: one call for a picture, one for a clip, against a running model server."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from cloudvid.endpoints.connection import (
     reason,
 )
 from cloudvid.endpoints.credentials import Credentials
-from cloudvid.server.local import RUN_KEY_FILE, local_address
+from cloudvid.server.local import death_at, key_file_for, local_servers
 from cloudvid.server.scale import scale
 from cloudvid.server.server import Server
 from cloudvid.server.state import StageStatus
@@ -41,17 +40,22 @@ from cloudvid_schema.protocol import (
     Started,
 )
 
+_NONE_FOUND = (
+    "no server was started on this machine: `make start`, or give its address with --server or CLOUDVID_SERVER"
+)
+
 
 class Client:
     """Talks to the two endpoints and to the server behind them. It may be used as a context manager.
 
     Args:
-        server: address of the model server; default: the one that `make start` runs from this folder, else port 8080.
+        server: address of the model server; default: the one that `make start` runs from this folder, else the one that
+            this user started last, else port 8080.
         t2i_url: address of the text-to-image endpoint's server, if it is another one.
         i2v_url: address of the image-to-video endpoint's server, if it is another one.
         management: address of the management API; default: one port above the server's.
         token: fixed token for the endpoints.
-        key_file: TorchServe's `key_file.json`; default: `.run/key_file.json`, if the server is on this machine.
+        key_file: TorchServe's `key_file.json`; default: that of the server found as above, if it is on this machine.
         keys_leave_host: whether the key file's keys are sent to the addresses given here that are not on this machine.
             They are sent to no other.
         ca: CA bundle used to verify the server's certificate (default: the public CAs).
@@ -80,20 +84,24 @@ class Client:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        server = server or local_address() or DEFAULT_SERVER
+        is_given = bool(server or (t2i_url and i2v_url))
+        found = None if is_given else next(local_servers(), None)
+        server = server or (found.url if found else DEFAULT_SERVER)
         urls = {Stage.T2I: address(t2i_url or server), Stage.I2V: address(i2v_url or server)}
         managed = {stage: address(management) if management else next_port(url) for stage, url in urls.items()}
         if key_file is None and token is None and is_local(*urls.values(), *managed.values()):
-            with contextlib.suppress(PermissionError):  # another user's .run
-                key_file = RUN_KEY_FILE if RUN_KEY_FILE.is_file() else None
+            key_file = key_file_for(urls[Stage.T2I])
         if token is not None and not (token.isascii() and token.isprintable()):
             rule = "contains characters that are not allowed in an HTTP header"
             raise errors.InvalidInput([Fault("token", rule, has_value=False)])
         # A token for the endpoints is sent to a management API only if its address was given explicitly.
         named = tuple(address(url) for url in (server, t2i_url, i2v_url, management) if url and keys_leave_host)
         credentials = Credentials(token, Path(key_file) if key_file else None, bool(management), named)
-        self._connection = Connection(session or plain_session(ca), credentials)
-        self.server = Server(self._connection, urls, managed, sleep=sleep, clock=clock)
+        none_found = "" if is_given or found else _NONE_FOUND
+        why_absent = lambda url: death_at(url) or (none_found, ())  # noqa: E731
+        self._connection = Connection(session or plain_session(ca), credentials, why_absent)
+        chosen_by = "given" if is_given else none_found or str(found)
+        self.server = Server(self._connection, urls, managed, sleep=sleep, clock=clock, chosen_by=chosen_by)
         self.timeout = timeout
 
     def __enter__(self) -> Self:

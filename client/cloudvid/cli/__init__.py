@@ -17,6 +17,7 @@ import typer
 
 from cloudvid.cli import inspect, run, scenes, server, single
 from cloudvid.endpoints import errors
+from cloudvid.endpoints.answers import plain
 from cloudvid_schema import __version__
 
 app = typer.Typer(
@@ -80,6 +81,8 @@ def main() -> None:
     except errors.CloudVidError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
+        if isinstance(error, errors.ServerUnavailable) and error.log:
+            print("the end of its log:", *map(plain, error.log), sep="\n  ", file=sys.stderr)
         is_input = isinstance(error, errors.InvalidInput | errors.UnusableFolder)
         sys.exit(2 if is_input else 3 if isinstance(error, errors.ServerUnavailable) else 1)
     except KeyboardInterrupt:

@@ -58,7 +58,8 @@ def _server_option(name: str, help: str, kind: type = str, **more: Any) -> inspe
 
 _SERVER_OPTIONS = [
     _server_option(
-        "server", f"Address of the model server; default: what `make start` runs here, else {DEFAULT_SERVER}."
+        "server",
+        f"Address of the model server; default: what `make start` runs here or ran last, else {DEFAULT_SERVER}.",
     ),
     _server_option("t2i_url", "Address of the text-to-image server, if it is not --server."),
     _server_option("i2v_url", "Address of the image-to-video server, if it is not --server."),
@@ -67,9 +68,7 @@ _SERVER_OPTIONS = [
     _server_option(
         "ca", "CA bundle for the server's certificate; default: the public CAs.", Path, exists=True, dir_okay=False
     ),
-    _server_option(
-        "key_file", "TorchServe's key_file.json; default: .run/key_file.json, for a server on this machine.", Path
-    ),
+    _server_option("key_file", "TorchServe's key_file.json; default: that of the server found on this machine.", Path),
 ]
 
 

@@ -155,7 +155,8 @@ def doctor(client: Client, output_dir: OutputDir = Path("output"), json: Json = 
     for finding in examine(CHECKS, Place(client.server, output_dir)):
         findings.append(finding)
         if not json:
-            text = f"{finding.level:<8} {finding.check}: {plain(finding.found)}"
+            found = f"\n{'':<8} ".join(map(plain, finding.found.split("\n")))
+            text = f"{finding.level:<8} {finding.check}: {found}"
             print(f"{text}\n{'':<8} -> {finding.remedy}" if finding.remedy else text, flush=True)
     if json:
         print(json_format.dumps({"findings": [vars(finding) for finding in findings]}))

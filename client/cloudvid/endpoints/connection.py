@@ -2,6 +2,7 @@
 
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class Connection:
 
     session: requests.Session
     credentials: Credentials
+    why_absent: Callable[[str], tuple[str, tuple[str, ...]]] = lambda url: ("", ())
+    """Called with an address at which nothing answers: what is known of its server, and the end of its log."""
 
     def call(self, method: str, url: str, api: Api, **arguments: Any) -> requests.Response:
         """One HTTP exchange, repeated once if the key was refused and the key file has a new one.
@@ -48,7 +51,9 @@ class Connection:
             except requests.exceptions.SSLError as error:
                 raise _tls_error(url, str(error)) from None
             except requests.RequestException as error:
-                raise errors.Unreachable(f"nothing answers at {url}: {reason(error)}") from error
+                known, log = self.why_absent(url)
+                text = f"nothing answers at {url}: {reason(error)}" + (f"; {known}" if known else "")
+                raise errors.Unreachable(text, log=log) from error
             if not refused:
                 return response
             body = error_body(response.status_code, content)

@@ -59,9 +59,9 @@ class InvalidRequest(InvalidInput):
 
 
 class _Answered(CloudVidError):
-    def __init__(self, message: str, body: ErrorBody | None = None) -> None:
+    def __init__(self, message: str, body: ErrorBody | None = None, log: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.body = body
+        self.body, self.log = body, tuple(log)
 
 
 class ServerUnavailable(_Answered):
@@ -69,6 +69,7 @@ class ServerUnavailable(_Answered):
 
     Attributes:
         body: the server's answer, if there was one.
+        log: the last lines of the server's log, if it runs on this machine and has died.
     """
 
 

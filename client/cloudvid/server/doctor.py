@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from cloudvid.endpoints.connection import is_local
 from cloudvid.endpoints.errors import CloudVidError, NotReady, ServerUnavailable, Unauthorized
-from cloudvid.server.local import last_error, server_process, worker_log
+from cloudvid.server.local import last_error, local_servers, worker_log
 from cloudvid.server.server import Server
 from cloudvid.server.state import StageStatus
 from cloudvid_schema import __version__
@@ -32,8 +32,8 @@ _PYTHON = (3, 11)
 _PORTS = 6
 _SOON = timedelta(hours=1)
 _SECONDS = 300.0
-_GIVE_KEY = "give this server's key: --key-file if it is on this machine, --token otherwise"
 _START = "start it (`make start`), or give its address with --server or CLOUDVID_SERVER"
+_GIVE_KEY = "give this server's key: --key-file if it is on this machine, --token otherwise"
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,12 @@ def free_disk(folder: Path, what: str, enough: int, needs: str) -> Finding:
     return Finding("disk", "problem" if free < GIGABYTE / 10 else "note", found, f"free some space: {needs}")
 
 
+def address(place: Place) -> Iterator[Finding]:
+    """Which server is used, and why."""
+    urls = " and ".join(dict.fromkeys(place.server.urls.values()))
+    yield Finding("address", "ok", f"{urls}: {place.server.chosen_by}")
+
+
 def ports(place: Place) -> Iterator[Finding]:
     """The ports of a server on this machine: free, or used by that server."""
     for url, stage in sorted({url: stage for stage, url in place.server.urls.items()}.items()):
@@ -131,11 +137,13 @@ def ports(place: Place) -> Iterator[Finding]:
         wanted = range(first, first + _PORTS)
         taken = taken_ports(wanted)
         span = f"ports {wanted[0]} to {wanted[-1]}"
-        server = server_process(place.folder / ".run")
+        owner = next(
+            (server for server in local_servers(place.folder) if server.port == first and server.is_alive), None
+        )
         if not taken:
             yield Finding("ports", "ok", f"{span} are free")
-        elif server and server[1] == first:
-            yield Finding("ports", "ok", f"{span} belong to this folder's server, process {server[0]}")
+        elif owner:
+            yield Finding("ports", "ok", f"{span} belong to {owner}")
         elif first in taken and _is_server(place.server, stage):
             yield Finding("ports", "ok", f"{span}: a server answers on {first}")
         else:
@@ -205,7 +213,8 @@ def _endpoint(place: Place, stage: Stage) -> Iterator[Finding]:
         ping = server.ping(stage)
     except ServerUnavailable as error:
         remedy = _GIVE_KEY if isinstance(error, Unauthorized) else _START
-        yield Finding("server", "problem", str(error), remedy, unavailable=True)
+        found = "\n".join([str(error), *error.log])
+        yield Finding("server", "problem", found, remedy, unavailable=True)
         return
     if ping not in (200, 500):
         remedy = "check that this is the address of a CloudVid server"
@@ -252,7 +261,7 @@ def _workers(place: Place, stage: Stage, seen: StageStatus) -> Iterator[Finding]
         yield Finding("endpoints", "note", found, "use the same version of both")
 
 
-CHECKS = (python, checkout, disk, ports, key, endpoints)
+CHECKS = (python, checkout, disk, address, ports, key, endpoints)
 
 
 def examine(checks: Iterable[Callable[..., Iterator[Finding]]], *arguments: Place) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from cloudvid.endpoints import errors
 from cloudvid.endpoints.answers import error_body, plain
 from cloudvid.endpoints.connection import CONNECT_SECONDS, Connection, is_local, next_port
 from cloudvid.server.jobs import Jobs
-from cloudvid.server.local import last_error, resident_bytes, server_process, worker_log
+from cloudvid.server.local import last_error, resident_bytes, server_in, worker_log
 from cloudvid.server.state import StageStatus, Worker, read_status
 from cloudvid_schema.ports import EXPORTER, MANAGEMENT
 from cloudvid_schema.protocol import Description, Stage
@@ -45,6 +45,8 @@ class Server:
     """Address of each stage's management API."""
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    chosen_by: str = "given"
+    """Why these addresses are used."""
     _questions: dict[Stage, "_Question"] = field(default_factory=dict, init=False)
     _answered: dict[Stage, "_Question"] = field(default_factory=dict, init=False)
 
@@ -267,8 +269,8 @@ class Server:
 
         The end of a tunnel is local too, and a container has process ids of its own: the server's folder has to say so.
         """
-        here = server_process(self.key_file.parent) if self.key_file and is_local(management) else None
-        return here is not None and urlsplit(management).port == here[1] + MANAGEMENT
+        here = server_in(self.key_file.parent) if self.key_file and is_local(management) else None
+        return here is not None and here.is_alive and urlsplit(management).port == here.port + MANAGEMENT
 
 
 def _observed(worker: Worker) -> Worker:
