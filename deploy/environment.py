@@ -10,6 +10,8 @@ from deploy import ROOT, STAGES, DeployError
 
 _OTHERS = ("SERVER", "T2I_URL", "I2V_URL", "MANAGEMENT", "TOKEN", "CA", "KEY_FILE", "TOKENS_FILE", "PORT")
 """The client's (`cloudvid.cli.options`), the proxy's, and compose.yaml's."""
+LOG_FORMAT = "CLOUDVID_LOG_FORMAT"
+"""`json` or `text`: of the lines that workers log."""
 _SERVICE_LINK = re.compile(r"CLOUDVID_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")
 """Kubernetes sets these in every pod beside a Service `cloudvid-...`."""
 # An allow-list: a secret can have any name, and the workers can read the JVM's environment.
@@ -37,7 +39,7 @@ def check_names(environment: Mapping[str, str]) -> None:
     Raises:
         DeployError: some are not, e.g. because they are misspelt.
     """
-    known = settings_names() | {f"CLOUDVID_{name}" for name in _OTHERS}
+    known = settings_names() | {LOG_FORMAT, *(f"CLOUDVID_{name}" for name in _OTHERS)}
     unknown = [
         f"{name} {unknown_key(name, known)}"
         for name, value in sorted(environment.items())
@@ -49,5 +51,5 @@ def check_names(environment: Mapping[str, str]) -> None:
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     """What TorchServe and its workers need of an environment."""
-    settings = settings_names()
-    return {name: value for name, value in environment.items() if name in settings or _INHERITED.fullmatch(name)}
+    kept = settings_names() | {LOG_FORMAT}
+    return {name: value for name, value in environment.items() if name in kept or _INHERITED.fullmatch(name)}

@@ -7,6 +7,7 @@ from pydantic.json_schema import models_json_schema
 from cloudvid_schema import __version__
 from cloudvid_schema.protocol import (
     DIGEST_HEADER,
+    GIVEN_ID_HEADER,
     IMAGE_TYPES,
     JOB_HEADER,
     JOB_ID,
@@ -18,6 +19,8 @@ from cloudvid_schema.protocol import (
     MODEL_HEADER,
     MULTIPART,
     NDJSON,
+    REQUEST_ID,
+    REQUEST_ID_HEADER,
     SEED_HEADER,
     TIMING_HEADER,
     WARNINGS_HEADER,
@@ -77,6 +80,7 @@ def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]
             MODEL_HEADER: header("Identity of the model, `id@revision`."),
             DIGEST_HEADER: header("`sha-256=:<base64>:` of the body (RFC 9530)."),
             TIMING_HEADER: header("Milliseconds spent in denoise, decode and encode."),
+            GIVEN_ID_HEADER: header("The request's `X-Request-Id`, or else the server's own id of it."),
             WARNINGS_HEADER: header("What the model ignored in the request: a JSON array of strings."),
         },
         "content": {
@@ -90,9 +94,15 @@ def _operation(stage: Stage, bodies: dict[str, Any], query: list[dict[str, Any]]
         "schema": _JOB_ID,
         "description": "Names the job, so that it can be found and cancelled while it waits and runs: see `/jobs`.",
     }
+    request_id = {
+        "name": REQUEST_ID_HEADER,
+        "in": "header",
+        "schema": {"type": "string", "pattern": f"^{REQUEST_ID}$"},
+        "description": "Names the request in the worker's log. One that breaks the pattern is ignored.",
+    }
     return {
         "tags": [stage],
-        "parameters": [*query, job],
+        "parameters": [*query, job, request_id],
         "requestBody": {"required": True, "content": bodies},
         "responses": {"200": file} | _failures(*_ERRORS),
     }

@@ -14,8 +14,9 @@ import os
 import pkgutil
 import re
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import product
 from typing import Any, ClassVar, get_args
@@ -31,6 +32,7 @@ from cloudvid_schema.protocol import ErrorBody, Failed, Phase, Progress, Request
 from cloudvid_serving import bodies, descriptions
 from cloudvid_serving.job_files import JobFiles, RunningJob
 from cloudvid_serving.jobs import Job, LoadedStage, Output, WorkerUnfit
+from cloudvid_serving.request_log import RequestLog
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, bytes | bytearray]
@@ -46,10 +48,12 @@ class StageHandler:
         """Load the stage's model. Called once a worker, before its first request.
 
         Raises:
-            ValueError: the archive's YAML asks for batches of a stage that has none.
+            ValueError: the archive's YAML asks for batches of a stage that has none, or the environment for a form of
+                the log that there is not.
         """
         # Bodies arrive as the bytes that were sent: TorchServe's own decoding accepts duplicate keys and logs failures.
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
+        self._log = RequestLog(os.environ)
         # A server that is killed outright would leave this worker behind with its job, and the GPU's memory.
         end_with(os.getppid(), lambda: os._exit(1))
         # What is imported stays: the collector's passes over all of it are a sixth of a worker's start, and more would
@@ -82,10 +86,13 @@ class StageHandler:
                 answers[index] = self._loaded.describe().model_dump_json().encode()
                 continue
             streams = protocol.NDJSON in headers.get("accept", "")
-            reply = replies[index] = _Reply(self._loaded, self._metrics, context, index, streams)
+            request_id = _request_id(headers, context, index)
+            reply = replies[index] = _Reply(self._loaded, self._metrics, self._log, context, index, streams, request_id)
             try:
-                reply.job = RunningJob(self._files, _job_id(headers, context, index), stage)
+                reply.job_id = _job_id(headers, context, index)
+                reply.job = RunningJob(self._files, reply.job_id, stage)
                 read = bodies.read(stage, _body(stage, row, headers))
+                reply.asked = read[0]
                 jobs[index] = Job(*read, reply.started, reply.progress, reply.job.is_cancelled)
             except Exception as error:  # the boundary: whatever happens in a request becomes its answer
                 answers[index] = reply.end(error)
@@ -93,6 +100,8 @@ class StageHandler:
             outcomes = self._loaded.run(list(jobs.values()))
         except WorkerUnfit:
             logger.critical("this worker cannot go on and ends, to be replaced", exc_info=True)
+            for index in jobs:
+                replies[index].log_end("worker_ended")
             end_at_once()  # nothing that runs at an orderly exit may touch the device
         for index, outcome in zip(jobs, outcomes, strict=True):
             answers[index] = replies[index].end(outcome)
@@ -110,13 +119,24 @@ class _Reply:
 
     loaded: LoadedStage
     metrics: "_Metrics"
+    log: RequestLog
     context: Context
     index: int
     streams: bool
+    request_id: str
     has_begun: bool = False
+    job_id: str | None = None
     job: RunningJob | None = None
+    asked: Any = None
+    """The validated request."""
+    seed: int | None = None
+    arrived: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.context.set_response_header(self.index, protocol.GIVEN_ID_HEADER, self.request_id)
 
     def started(self, seed: int, model: str) -> None:
+        self.seed = seed
         self._send(Started(stage=self.loaded.stage, seed=seed, model=model))
 
     def progress(self, phase: Phase, step: int, steps: int) -> None:
@@ -147,8 +167,31 @@ class _Reply:
             if self.job:
                 self.job.end()
 
+    def log_end(
+        self, outcome: str, code: int | None = None, error: str | None = None, output: Output | None = None
+    ) -> None:
+        """Write the request's line in the log."""
+        values = output.recipe.get("parameters", {}) if output else self.asked.model_dump() if self.asked else {}
+        size = values.get("width"), values.get("height")
+        timings = output.timings if output else {}
+        self.log.write(
+            request=self.request_id,
+            job=self.job_id,
+            stage=str(self.loaded.stage),
+            outcome=outcome,
+            code=code,
+            error=error,
+            seed=output.seed if output else self.seed,
+            size="{}x{}".format(*size) if all(size) else None,
+            frames=values.get("num_frames"),
+            steps=values.get("num_inference_steps"),
+            seconds=round(time.monotonic() - self.arrived, 3),
+            **{f"{phase}_seconds": round(took / 1000, 3) for phase, took in timings.items()},
+        )
+
     def _file(self, output: Output) -> bytes:
         self.metrics.done(output)
+        self.log_end("done", 200, output=output)
         digest, model = hashlib.sha256(output.data), self.loaded.identity
         if self.streams:
             return self._line(Result(**vars(output), size=len(output.data), sha256=digest.hexdigest(), model=model))
@@ -166,7 +209,9 @@ class _Reply:
         return output.data
 
     def _failure(self, body: ErrorBody) -> bytes:
-        self.metrics.failed(body.code)
+        outcome = _OUTCOMES.get(body.code, "refused")
+        self.metrics.failed(outcome)
+        self.log_end(outcome, body.code, body.type)
         if self.has_begun:
             return self._line(Failed(**body.model_dump()))
         self.context.set_response_status(body.code, HTTPStatus(body.code).phrase, self.index)
@@ -208,8 +253,8 @@ class _Metrics:
         self._count("cloudvid_frames_total", output.frames)
         self._count("cloudvid_memory_retries_total", output.memory_retries)
 
-    def failed(self, code: int) -> None:
-        self._count("cloudvid_requests_total", 1, _OUTCOMES.get(code, "refused"))
+    def failed(self, outcome: str) -> None:
+        self._count("cloudvid_requests_total", 1, outcome)
 
     def _count(self, name: str, value: float, *dimensions: str) -> None:
         self._counters[name].add_or_update(value, [str(self._stage.stage), *dimensions])
@@ -235,6 +280,12 @@ def end_at_once() -> None:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(1)  # as TorchServe's worker ends, once its server has closed the connection
+
+
+def _request_id(headers: Mapping[str, str], context: Context, index: int) -> str:
+    """The id that the sender, or a proxy, gave the request, or else TorchServe's own."""
+    given = headers.get(protocol.REQUEST_ID_HEADER.lower(), "")
+    return given if re.fullmatch(protocol.REQUEST_ID, given) else str(context.get_request_id(index))
 
 
 def _job_id(headers: Mapping[str, str], context: Context, index: int) -> str:

@@ -126,6 +126,7 @@ def test_a_stage_sees_of_a_request_only_what_it_reads(seen):
         "Content-Type": "image/png",
         "Accept": "application/x-ndjson",
         "describe": "True",
+        "X-Request-Id": "trace.7",
         "Cookie": "a=b",
         "X-Forwarded-For": "1.2.3.4",
     }
@@ -135,6 +136,7 @@ def test_a_stage_sees_of_a_request_only_what_it_reads(seen):
     assert passed == {
         "Host": "cloudvid",
         "Authorization": "Bearer inference-key",
+        "X-Request-Id": "trace.7",
         "Content-Type": "image/png",
         "Accept": "application/x-ndjson",
         "Content-Length": "7",
