@@ -50,7 +50,7 @@ def build(stage: str, store: Path, version: str, config: Path | None = None) -> 
 
 
 def listed(store: Path) -> dict[str, str]:
-    """The digest of each archive when it was built, by name; empty if there is no list."""
+    """The digest of each archive, or file of a model, when it was made, by name; empty if there is no list."""
     with contextlib.suppress(FileNotFoundError):
         lines = (store / LIST).read_text(errors="replace").splitlines()
         return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cloudvid.server.doctor import GIGABYTE, Finding, examine, free_disk
 from cloudvid_schema.protocol import Stage
-from deploy import ROOT, DeployError, archives, java
+from deploy import ROOT, DeployError, archives, java, profiles
 
 _REAL_MEMORY = 8 * GIGABYTE  # the default models take 2.6 and 4.5 GB in half precision, twice as much on a CPU
 _REAL_WEIGHTS = 10 * GIGABYTE
@@ -166,6 +166,18 @@ def _outdated(archive: Path, root: Path, stage: Stage) -> str:
     return ""
 
 
+def toy_models() -> Iterator[Finding]:
+    """The demo and tiny models of this checkout that are here."""
+    for profile in ("demo", "tiny"):
+        for model in sorted(profiles.toys(profile).glob(f"cloudvid-{profile}-*")):
+            try:
+                profiles.check(model)
+                yield Finding("models", "ok", f"{model} is whole")
+            except DeployError as error:
+                found, _, remedy = str(error).partition("; ")
+                yield Finding("models", "problem", found, remedy)
+
+
 def weights() -> Iterator[Finding]:
     """The models that the settings name: whether they are here and complete."""
     import yaml
@@ -201,7 +213,7 @@ def weights() -> Iterator[Finding]:
         yield Finding("weights", "ok", f"{stage}: {checkpoint.identity}, {size / GIGABYTE:.2f} GB in {folder}")
 
 
-CHECKS = (java_runtime, torch_and_gpu, memory, disk, ffmpeg, model_archives, weights)
+CHECKS = (java_runtime, torch_and_gpu, memory, disk, ffmpeg, model_archives, toy_models, weights)
 
 
 def main() -> None:

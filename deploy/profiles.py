@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cloudvid_schema.files import sha256
 from deploy import ROOT, STAGES, DeployError
+from deploy.archives import listed
 
 DEMO = ROOT / "demo/models"
 PROFILES = ("auto", "demo", "real", "tiny")
@@ -18,6 +19,27 @@ _NOTES = {
     "demo": "the demo models are toys that know a few things (PROFILE=real uses the real models)",
     "tiny": "the tiny models have random weights: they make noise",
 }
+
+
+def toys(profile: str) -> Path:
+    """The folder of a profile's models; of the tiny ones there is one for every version of the code that makes them."""
+    return DEMO if profile == "demo" else ROOT / f"models/tiny-{sha256(ROOT / 'demo/tiny.py')[:8]}"
+
+
+def check(model: Path) -> None:
+    """Return if the files of a demo or tiny model are those that were made.
+
+    Raises:
+        DeployError: one is missing or has changed; the message says how to have the model again.
+    """
+    for name, digest in listed(model).items():
+        file = model / name
+        if not file.is_file() or sha256(file) != digest:
+            state = "has changed" if file.is_file() else "is missing"
+            remedy = (
+                f"`git checkout {model}`" if DEMO in model.parents else f"`rm -r {model}`, then `make start` makes it"
+            )
+            raise DeployError(f"{model} is damaged: {name} {state} (SHA256SUMS); {remedy} again")
 
 
 def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str]:
@@ -28,7 +50,7 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
             `tiny` makes small random ones, and `auto` is `real` where torch sees a CUDA GPU, else `demo`.
 
     Raises:
-        DeployError: the weights cannot be downloaded or made.
+        DeployError: the weights cannot be downloaded or made, or are damaged.
     """
     variables = {stage: f"CLOUDVID_{stage.upper()}_MODEL" for stage in stages}
     chosen = {stage: Path(model).expanduser() for stage in stages if (model := os.environ.get(variables[stage]))}
@@ -41,14 +63,14 @@ def choose_models(profile: str, stages: Sequence[str] = STAGES) -> dict[str, str
     # The workers start in another folder than this one.
     folders = {stage: model.absolute() for stage, model in chosen.items() if model.is_dir()}
     if profile in _NOTES and unnamed:
-        # Of the tiny ones a folder for every version of the code that makes them.
-        toys = DEMO if profile == "demo" else ROOT / f"models/tiny-{sha256(ROOT / 'demo/tiny.py')[:8]}"
-        found = {stage: toys / f"cloudvid-{profile}-{stage}" for stage in unnamed}
+        found = {stage: toys(profile) / f"cloudvid-{profile}-{stage}" for stage in unnamed}
         missing = [str(folder) for folder in found.values() if not (folder / "model_index.json").is_file()]
         if missing and profile == "demo":
             raise DeployError(f"there is no model in {', '.join(missing)}: check it out again, or `make demo-models`")
         if missing:
-            _run("demo.tiny", str(toys))
+            _run("demo.tiny", str(toys(profile)))
+        for folder in found.values():
+            check(folder)
         folders |= found
         print(_NOTES[profile], flush=True)
     if fetched := [stage for stage in stages if stage in chosen or profile == "real"]:

@@ -36,7 +36,7 @@ RUN_DIR = ROOT / ".run"
 PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in (".", "client", "handlers"))
 """For programs of this repository that start in another folder."""
 _STOP_SECONDS = 20
-_OLD_LOGS = 5  # of earlier starts: server.log.1 and so on
+_OLD_LOGS = 5  # of each kind, of earlier starts: server.log.1 and so on
 _SOCKET_PATH = 100  # bytes; Linux allows 108 for a Unix socket, including `/.ts.sock.9000`
 
 
@@ -92,8 +92,7 @@ class Server:
         self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for old in ("key_file.json", RECORD):
             (self.run_dir / old).unlink(missing_ok=True)
-        if not foreground:
-            self.keep_log()
+        self.keep_logs()
         command = [sys.executable, "-m", "deploy.exporter", "--port", str(self.port)]
         command += [f"--stage={stage}" for stage in self.stages]
         command += ["--", str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
@@ -120,9 +119,11 @@ class Server:
             raise
         return process
 
-    def keep_log(self) -> None:
-        """Rename the log of the start before: it may be all that tells of a death."""
-        RotatingFileHandler(self.log, backupCount=_OLD_LOGS, delay=True).doRollover()
+    def keep_logs(self) -> None:
+        """Rename the logs of the start before: they may tell of a death, and are not about this start."""
+        for log in (self.log, self.run_dir / "logs/model_log.log"):
+            if log.exists():
+                RotatingFileHandler(log, backupCount=_OLD_LOGS, delay=True).doRollover()
 
     def _environment(self, java: Path) -> dict[str, str]:
         base = "http://127.0.0.1:{}"

@@ -4,11 +4,13 @@ import hashlib
 import json
 import struct
 import zipfile
+from pathlib import Path
 
+import pytest
 from huggingface_hub import constants
 
 from cloudvid_stages.digests import write_list
-from deploy import doctor
+from deploy import DeployError, doctor, profiles
 from support import ROOT
 from support.places import levels
 
@@ -131,3 +133,17 @@ def test_weights_are_looked_for_where_the_settings_say(tmp_path, monkeypatch):
     in_hub(cache, "me/mine", commit="abc")
     assert first(doctor.weights())[0] == "ok"
     assert [finding.found[:3] for finding in doctor.weights()] == ["t2i", "i2v"]
+
+
+def test_a_damaged_toy_model_is_noticed_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiles, "toys", lambda profile: tmp_path)
+    model = checkpoint(tmp_path / "cloudvid-tiny-t2i")
+    write_list(model)
+    assert levels(doctor.toy_models()) == ["ok"]
+    for damage, state in ((lambda file: file.write_text("no"), "has changed"), (Path.unlink, "is missing")):
+        damage(model / "unet/model.safetensors")
+        (finding,) = doctor.toy_models()
+        assert finding.found == f"{model} is damaged: unet/model.safetensors {state} (SHA256SUMS)"
+        assert finding.remedy == f"`rm -r {model}`, then `make start` makes it again"
+        with pytest.raises(DeployError, match=f"unet/model.safetensors {state}"):
+            profiles.choose_models("tiny", ["t2i"])

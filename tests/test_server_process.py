@@ -15,6 +15,7 @@ from PIL import Image
 
 from cloudvid import Client, Stage
 from cloudvid.endpoints import errors
+from cloudvid.server.local import last_error
 from cloudvid_schema.parameters import MAX_STEPS
 from cloudvid_schema.run_folder import read_pointer
 from deploy import DeployError
@@ -163,10 +164,15 @@ def test_an_unreaped_process_is_not_waited_for():
 
 def test_logs_of_earlier_starts_are_kept(tmp_path):
     server = Server(tmp_path, 1)
+    (tmp_path / "logs").mkdir()
+    logs = [server.log, tmp_path / "logs/model_log.log"]
     for start in range(9):
-        server.keep_log()
-        server.log.write_text(str(start))
-    assert [path.read_text() for path in sorted(tmp_path.glob("server.log*"))] == list("876543")
+        server.keep_logs()
+        assert last_error(logs[1], "t2i") is None, "an error of an earlier start is not this one's"
+        for log in logs:
+            log.write_text(f"{start} W-9000-t2i_1-stdout MODEL_LOG - ValueError: of start {start}\n")
+    for log in logs:
+        assert [path.read_text()[0] for path in sorted(log.parent.glob(f"{log.name}*"))] == list("876543")
 
 
 def test_a_start_after_a_death_has_the_port_of_before(tmp_path, capsys):
