@@ -17,7 +17,7 @@ from cloudvid_schema.run_folder import point_to, remove_pointer
 from support.changed_archives import build, with_noise
 from support.command_line import cloudvid, rows
 from support.fake_management import Fake, worker
-from support.fake_server import fake_server
+from support.fake_server import Answer, error, fake_server
 from support.folders import batch, pictures_and_clips, write_scenes
 from support.loopback import closed_port
 from support.servers import running_server
@@ -95,6 +95,59 @@ def test_scale_shows_how_it_goes_and_ends_with_the_workers(tmp_path):
     told = json.loads(document.stdout)
     assert (told["scaled"], told["workers"], told["stage"]) == (True, [], "i2v")
     assert over.stderr.startswith("error: workers: must be 0 to 64")
+
+
+def through_proxy(seen):
+    """A proxy's answers, without a management API beside it."""
+    stage = seen.path.partition("?stage=")[2]
+    told = {"stages": {stage: {"workers": {"READY": 2, "UNLOADING": 1}, "pending_requests": 0}}}
+    return Answer(200, json.dumps(told).encode()) if seen.path.startswith("/ready") else Answer()
+
+
+def test_ps_and_scale_through_a_proxy_name_no_other_port(tmp_path):
+    with fake_server(through_proxy) as proxy:
+        at_proxy = {"CLOUDVID_SERVER": proxy.url, "CLOUDVID_TOKEN": "t"}
+        seen = cloudvid("ps", cwd=tmp_path, environment=at_proxy)
+        scaled = cloudvid("scale", "t2i", 2, cwd=tmp_path, environment=at_proxy)
+    with fake_server(lambda seen: Answer() if seen.path.startswith("/ping") else Answer(404)) as other:
+        uncounted = cloudvid("ps", "--server", other.url, "--token", "t", cwd=tmp_path)
+    assert (seen.returncode, scaled.returncode, uncounted.returncode) == (0, 3, 3)
+    row = rows("\n".join(seen.stdout.splitlines()[:3]))["t2i"]
+    assert (row["workers"], row["queue"]) == ("2 ready, 1 loading", "-")
+    remedy = "its management API cannot be asked from here: run this on the server's host"
+    assert scaled.stderr.startswith(f"error: {proxy.url} answers, but {remedy}")
+    assert f"t2i: {other.url} answers, but {remedy}" in uncounted.stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (error(503, "ServerUnavailable", "the model server is not up"), ": the model server is not up"),
+        (error(400, "BadRequest", "this port speaks HTTPS"), "400 BadRequest: this port speaks HTTPS"),
+        (Answer(404), "/ping answers 404\n"),
+    ],
+)
+def test_wait_and_doctor_say_what_ping_says(answer, text, tmp_path):
+    with fake_server(lambda seen: answer) as server:
+        waited = cloudvid("wait", "--timeout", 0, cwd=tmp_path, environment=at(server))
+        diagnosis = cloudvid("doctor", cwd=tmp_path, environment=at(server))
+    assert text in waited.stderr
+    assert text in diagnosis.stdout
+
+
+def test_what_is_beside_a_proxy_is_no_management_api(tmp_path):
+    """Its inside port answers with 404 what only TorchServe knows."""
+    with fake_server(through_proxy) as proxy, fake_server(lambda seen: error(404, "ResourceNotFound")) as inside:
+        at_both = at(proxy) | {"CLOUDVID_MANAGEMENT": inside.url}
+        done = cloudvid("wait", "--timeout", 0, cwd=tmp_path, environment=at_both)
+    assert (done.returncode, done.stdout) == (0, "both stages are ready\n"), done.stderr
+
+
+def test_image_without_workers_names_the_command_too(tmp_path):
+    refusal = error(503, "ServiceUnavailableException", 'Model "t2i" has no worker to serve inference request.')
+    with fake_server(lambda seen: refusal) as server:
+        done = cloudvid("image", "a cat", cwd=tmp_path, environment=at(server))
+    assert done.stderr == "error: t2i has no workers; start one with `cloudvid scale t2i 1`\n"
 
 
 def test_a_failed_scale_is_code_3_with_remedy_and_state(tmp_path):

@@ -101,7 +101,15 @@ class Client:
         why_absent = lambda url: death_at(url) or (none_found, ())  # noqa: E731
         self._connection = Connection(session or plain_session(ca), credentials, why_absent)
         chosen_by = "given" if is_given else none_found or str(found)
-        self.server = Server(self._connection, urls, managed, sleep=sleep, clock=clock, chosen_by=chosen_by)
+        self.server = Server(
+            self._connection,
+            urls,
+            managed,
+            sleep=sleep,
+            clock=clock,
+            chosen_by=chosen_by,
+            guesses_management=management is None,
+        )
         self.timeout = timeout
 
     def __enter__(self) -> Self:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from cloudvid.client import Client
 from cloudvid.endpoints.answers import plain
 from cloudvid.endpoints.errors import CloudVidError, ServerUnavailable
+from cloudvid.server.server import Server
 from cloudvid.server.state import StageStatus
 from cloudvid_schema.protocol import Description, JobStatus, Stage
 
@@ -24,8 +25,17 @@ def look_at(client: Client, stages: Iterable[Stage], patience: float = 1.0) -> d
         try:
             found[stage] = client.status(stage, patience)
         except CloudVidError as error:
-            found[stage] = error
+            found[stage] = _from_outside(client.server, stage) if client.server.guesses_management else error
     return found
+
+
+def _from_outside(server: Server, stage: Stage) -> Seen:
+    """The state of a stage whose management API does not answer: a proxy counts its workers."""
+    try:
+        seen = server.look(stage)
+        return server.reach_management(stage) if seen.counted_by == "nothing" else seen
+    except CloudVidError as error:
+        return error
 
 
 def workers_text(seen: StageStatus) -> str:
@@ -80,7 +90,7 @@ def _row(seen: StageStatus) -> tuple[str, ...]:
     return (
         seen.stage,
         workers_text(seen),
-        str(seen.queue),
+        "" if seen.counted_by == "proxy" else str(seen.queue),
         told.device or ",".join(f"cuda:{gpu}" for gpu in gpus),
         told.precision,
         f"{told.seconds['denoise']:.2f}" if "denoise" in told.seconds else "",

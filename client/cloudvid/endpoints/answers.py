@@ -96,7 +96,20 @@ def error_body(code: int, content: bytes) -> ErrorBody:
 
 def failure(stage: Stage, body: ErrorBody) -> errors.CloudVidError:
     """The exception for an error body."""
-    return row_of(body).error(f"{stage} answers {body.code} {plain(body.type)}: {plain(body.message)}", body)
+    text = no_workers(stage) if "has no worker to serve" in body.message else f"{stage} answers {told(body)}"
+    return row_of(body).error(text, body)
+
+
+def told(body: ErrorBody) -> str:
+    """An error body in a line."""
+    if body.message == "''":  # the answer had no body
+        return str(body.code)
+    return f"{body.code} {plain(body.type)}: {plain(body.message)}"
+
+
+def no_workers(stage: Stage) -> str:
+    """What to do about a stage that was scaled to 0."""
+    return f"{stage} has no workers; start one with `cloudvid scale {stage} 1`"
 
 
 def plain(text: str) -> str:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
 
+from cloudvid.endpoints.answers import told
 from cloudvid.endpoints.connection import is_local
 from cloudvid.endpoints.errors import CloudVidError, NotReady, ServerUnavailable, Unauthorized
 from cloudvid.server.local import last_error, local_servers, worker_log
@@ -210,15 +211,15 @@ def _endpoint(place: Place, stage: Stage) -> Iterator[Finding]:
     server = place.server
     url = server.urls[stage]
     try:
-        ping = server.ping(stage)
+        ping = server.answer_to_ping(stage)
     except ServerUnavailable as error:
         remedy = _GIVE_KEY if isinstance(error, Unauthorized) else _START
         found = "\n".join([str(error), *error.log])
         yield Finding("server", "problem", found, remedy, unavailable=True)
         return
-    if ping not in (200, 500):
+    if ping.code not in (200, 500):
         remedy = "check that this is the address of a CloudVid server"
-        yield Finding("server", "problem", f"{url}/ping answers {ping}", remedy, unavailable=True)
+        yield Finding("server", "problem", f"{url}/ping answers {told(ping)}", remedy, unavailable=True)
         return
     yield Finding("server", "ok", f"{url} answers and accepts the key")
     try:

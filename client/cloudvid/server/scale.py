@@ -40,7 +40,7 @@ def scale(
         NotScaled: they fail to start, and the change was undone; or they are merely slow, and it was not.
         ServerUnavailable: the management API cannot be asked.
     """
-    before = server.manage(stage)
+    before = server.reach_management(stage)
     most = before.max_workers if max_workers is None else max_workers
     if not 0 <= workers <= most:
         rule = f"must be 0 to {most}, which is maxWorkers of {stage} (--max-workers changes it)"

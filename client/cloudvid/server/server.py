@@ -19,13 +19,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cloudvid.endpoints import errors
-from cloudvid.endpoints.answers import error_body, plain
+from cloudvid.endpoints.answers import error_body, no_workers, told
 from cloudvid.endpoints.connection import CONNECT_SECONDS, Connection, is_local, next_port
 from cloudvid.server.jobs import Jobs
 from cloudvid.server.local import last_error, resident_bytes, server_in, worker_log
 from cloudvid.server.state import StageStatus, Worker, read_status
 from cloudvid_schema.ports import EXPORTER, MANAGEMENT
-from cloudvid_schema.protocol import Description, Stage
+from cloudvid_schema.protocol import Description, ErrorBody, Stage
 
 _PATIENCE_SECONDS = 1.0
 _QUESTION_SECONDS = 3600.0
@@ -47,6 +47,8 @@ class Server:
     clock: Callable[[], float] = time.monotonic
     chosen_by: str = "given"
     """Why these addresses are used."""
+    guesses_management: bool = False
+    """Whether the management APIs' addresses follow from the endpoints', and were not given."""
     _questions: dict[Stage, "_Question"] = field(default_factory=dict, init=False)
     _answered: dict[Stage, "_Question"] = field(default_factory=dict, init=False)
 
@@ -67,13 +69,21 @@ class Server:
         Raises:
             ServerUnavailable: nothing answers, or the token is refused.
         """
+        return self.answer_to_ping(stage).code
+
+    def answer_to_ping(self, stage: Stage) -> ErrorBody:
+        """The same with the answer's words.
+
+        Raises:
+            ServerUnavailable: nothing answers, or the token is refused.
+        """
         # The stage tells a proxy with two servers behind it which one is meant. If only the path decides, it is a 404.
         for query in ({"stage": stage}, {}):
             with self.connection.call("GET", f"{self.urls[stage]}/ping", "inference", params=query) as response:
-                status = response.status_code
+                status, content = response.status_code, response.content
             if status != 404:
                 break
-        return status
+        return error_body(status, content).model_copy(update={"code": status})
 
     def is_unhealthy(self, stage: Stage) -> bool:
         """Whether the server answers and has given up a worker (of any stage)."""
@@ -90,12 +100,29 @@ class Server:
             Unauthorized: the token is refused.
             NotReady: the server does not have the stage's model.
         """
-        ping = self.ping(stage)
+        ping = self.answer_to_ping(stage)
         try:
             seen = self.manage(stage)
         except (errors.Unreachable, errors.Unauthorized):
             seen = self._behind_proxy(stage)
-        return seen.model_copy(update={"ping": ping, "unhealthy": ping == 500})
+        update = {"ping": ping.code, "ping_text": told(ping), "unhealthy": ping.code == 500}
+        return seen.model_copy(update=update)
+
+    def reach_management(self, stage: Stage) -> StageStatus:
+        """As `manage`, but no error is about an address that the caller never gave.
+
+        Raises:
+            ServerUnavailable: the server or its management API cannot be asked.
+        """
+        try:
+            return self.manage(stage)
+        except (errors.Unreachable, errors.Unauthorized):
+            if not self.guesses_management:
+                raise
+            self.ping(stage)
+            known = f"{self.urls[stage]} answers, but its management API cannot be asked from here"
+            remedy = "run this on the server's host, or give the API's address and key (--management, --key-file)"
+            raise errors.Unreachable(f"{known}: {remedy}") from None
 
     def manage(self, stage: Stage) -> StageStatus:
         """The state of a stage from the management API, which answers at once even if the stage is busy.
@@ -174,11 +201,11 @@ class Server:
                 said = said or "see the server's log"
                 raise errors.Unhealthy(f"{self.urls[stage]}/ping answers 500: workers fail to start: {said}")
             if seen.ping != 200:
-                raise errors.Unreachable(f"{self.urls[stage]}/ping answers {seen.ping}")
+                raise errors.Unreachable(f"{self.urls[stage]}/ping answers {seen.ping_text}")
             if seen.counted_by == "nothing":
                 continue
             if not seen.workers:
-                raise errors.NotReady(f"{stage} has no workers; start one with `cloudvid scale {stage} 1`")
+                raise errors.NotReady(no_workers(stage))
             remedy = f"last error in the log: {said}" if said else "`cloudvid wait` waits for one"
             raise errors.NotReady(f"{stage} has 0 of {len(seen.workers)} workers ready; {remedy}")
 
@@ -246,9 +273,9 @@ class Server:
         if status in (200, 202):
             return
         body = error_body(status, content)
-        if status == 404:
+        if status == 404 and body.type == "ModelNotFoundException":
             raise errors.NotReady(f"{self.management[stage]} has no model {stage}", body)
-        text = f"{self._model_url(stage)} answers {status} {plain(body.type)}: {plain(body.message)}"
+        text = f"{self._model_url(stage)} answers {told(body)}"
         raise errors.Unreachable(text, body)
 
     def _ask(self, stage: Stage, timeout: float) -> Description | None:

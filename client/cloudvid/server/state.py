@@ -54,6 +54,8 @@ class StageStatus(BaseModel, frozen=True):
     """Where the workers were counted; a proxy's `/ready` knows their states only, and those of one host."""
     ping: int = Field(200, exclude=True)
     """Status of `/ping`: 200 even while workers load, 500 once the server has given one up."""
+    ping_text: str = Field("", exclude=True)
+    """The same with the answer's own words, e.g. `503 ServerUnavailable: the model server is not up`."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
