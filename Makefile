@@ -17,7 +17,7 @@ endif
 ifdef LOG_FORMAT
 export CLOUDVID_LOG_FORMAT := $(call chosen,LOG_FORMAT)
 endif
-export PROFILE SCENES OUT TOKENS PORT MINUTES CASES COUNT SEED ROUND RUN
+export PROFILE SCENES OUT TOKENS PORT DRAIN MINUTES CASES COUNT SEED ROUND RUN
 SERVER := $(BIN)/python -m deploy.server
 IF_PORT := $${PORT:+--port "$$PORT"}
 START := --profile "$$PROFILE" $(IF_PORT)
@@ -68,8 +68,8 @@ serve: archives ## run the server in the foreground
 start: archives ## start the server in the background
 	@$(SERVER) start $(START)
 
-stop: ## stop the server that `make start` started
-	@test ! -x $(BIN)/python || $(SERVER) stop $(IF_PORT)
+stop: ## stop the server that `make start` started; DRAIN=600 first waits up to 600 s for its requests
+	@test ! -x $(BIN)/python || $(SERVER) stop $(IF_PORT) $${DRAIN:+--drain "$$DRAIN"}
 
 proxy: setup ## run nginx in front of the server, TOKENS=file (other options: `python -m deploy.proxy --help`)
 	@$(BIN)/python -m deploy.proxy --tokens "$$TOKENS"

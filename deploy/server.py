@@ -17,10 +17,13 @@ from cloudvid_schema.ports import PORTS
 from cloudvid_schema.processes import interrupts
 from cloudvid_schema.run_folder import point_to, read_record
 from deploy import ROOT, STAGES, DeployError
+from deploy.draining import drain, in_hand
 from deploy.environment import check_names
 from deploy.java import java_home
 from deploy.profiles import PROFILES, choose_models
 from deploy.torchserve import RUN_DIR, Server, free_port, running_in
+
+_KEPT_RUNS = 4  # folders of `with` that have failed
 
 
 @contextlib.contextmanager
@@ -79,11 +82,15 @@ def _port_before(run_dir: Path) -> int | None:
     return None
 
 
-def _stop(run_dir: Path, port: int | None) -> str:
+def _stop(run_dir: Path, port: int | None, seconds: float) -> str:
+    """Stop a server, after so many seconds at most for what it has in hand. Returns what became of it."""
     server = running_in(run_dir)
     if server and port not in (None, server.port):
         raise DeployError(f"the server in {run_dir} is on port {server.port}, not {port}")
-    return "stopped" if Server(run_dir, 0).stop() else "no server was running"
+    left = drain(lambda: in_hand(run_dir, server.port), seconds) if server else None
+    stopped = "stopped" if Server(run_dir, 0).stop() else "no server was running"
+    remedy = "" if seconds else "; `make stop DRAIN=600` waits for them up to 600 s"
+    return f"{stopped}, with requests in hand: {left}{remedy}" if left else stopped
 
 
 def _with(server: Server, model_store: Path, command: list[str]) -> int:
@@ -117,6 +124,9 @@ def _with(server: Server, model_store: Path, command: list[str]) -> int:
 def _once(port: int, stages: tuple[str, ...], model_store: Path, client: list[str]) -> int:
     """`with`: a server in a temporary folder, which is only kept if something has failed."""
     RUN_DIR.mkdir(exist_ok=True, mode=0o700)
+    for old in sorted(RUN_DIR.glob("once-*"), key=lambda folder: folder.stat().st_mtime)[:-_KEPT_RUNS]:
+        if not running_in(old):
+            shutil.rmtree(old)
     server = Server(Path(tempfile.mkdtemp(prefix="once-", dir=RUN_DIR)), port, stages)
     code = 1
     try:
@@ -127,6 +137,12 @@ def _once(port: int, stages: tuple[str, ...], model_store: Path, client: list[st
         else:
             print(f"the server's log: {server.log}", file=sys.stderr)
     return code
+
+
+def _exit_code(code: int) -> int:
+    """Of `serve`: a SIGTERM from outside, as `make stop` sends it, is an orderly end; other signals count as failures."""
+    code = code if code >= 0 else 128 - code
+    return 0 if code == 128 + signal.SIGTERM else code
 
 
 def _port(text: str) -> int:
@@ -141,6 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run TorchServe with both archives.")
     parser.add_argument("action", choices=["serve", "start", "stop", "with", "java"])
     parser.add_argument("--run-dir", type=Path, default=RUN_DIR, help="for serve, start and stop")
+    parser.add_argument("--drain", type=float, default=0.0, help="for stop: seconds to wait for requests in hand")
     parser.add_argument(
         "--port",
         type=_port,
@@ -156,22 +173,22 @@ def main() -> int:
     client = sys.argv[cut + 1 :]
     if bool(client) != (options.action == "with"):
         parser.error("`with` needs `-- COMMAND`, which runs while the server runs; the other actions take none")
+    run_dir = options.run_dir.absolute()
     try:
         if options.action in ("java", "stop"):
-            print(java_home() if options.action == "java" else _stop(options.run_dir.absolute(), options.port))
+            print(java_home() if options.action == "java" else _stop(run_dir, options.port, options.drain))
             return 0
         stages = tuple(stage for stage in STAGES if stage in (options.stage or STAGES))
         check_names(os.environ)
         os.environ.update(choose_models(options.profile, stages))
         if options.action == "with":
             return _once(options.port or free_port(), stages, options.model_store, client)
-        run_dir = options.run_dir.absolute()
         server = Server(run_dir, options.port or _port_before(run_dir) or 8080, stages)
         if options.action == "start":
             return _start(server, options.model_store)
         with running(server, options.model_store, foreground=True) as process:
             _point_to(server)
-            return process.wait()
+            return _exit_code(process.wait())
     except DeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3

@@ -19,8 +19,8 @@ from cloudvid.server.local import last_error
 from cloudvid_schema.parameters import MAX_STEPS
 from cloudvid_schema.run_folder import read_pointer
 from deploy import DeployError
+from deploy import server as command
 from deploy.java import java_home
-from deploy.server import _port_before
 from deploy.torchserve import Server, alive_after, running_in
 from support import ROOT
 from support.listening import OF_ANOTHER, await_listeners
@@ -176,10 +176,23 @@ def test_logs_of_earlier_starts_are_kept(tmp_path):
 
 
 def test_a_start_after_a_death_has_the_port_of_before(tmp_path, capsys):
-    assert _port_before(tmp_path) is None
+    assert command._port_before(tmp_path) is None
     (tmp_path / "server.json").write_text('{"pid": 999999999, "port": 25000}')
-    assert _port_before(tmp_path) == 25000
+    assert command._port_before(tmp_path) == 25000
     assert "port 25000, as before: the server that was process 999999999 died" in capsys.readouterr().out
+
+
+def test_only_the_last_failed_runs_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "RUN_DIR", tmp_path)
+    monkeypatch.setattr(command, "_with", lambda *_: 1)
+    for _ in range(9):
+        assert command._once(1, (), tmp_path, []) == 1
+    assert len(list(tmp_path.glob("once-*"))) == 5
+
+
+@pytest.mark.parametrize(("ended", "code"), [(-15, 0), (143, 0), (-9, 137), (1, 1), (0, 0)])
+def test_a_stop_from_outside_is_no_failure_of_serve(ended, code):
+    assert command._exit_code(ended) == code
 
 
 def test_an_archive_that_is_missing_is_named_with_the_remedy(tmp_path):
