@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from cloudvid_schema.ports import EXPORTER, MANAGEMENT, METRICS
 from cloudvid_schema.processes import end_with
+from cloudvid_serving.worker_starts import WorkerStarts
 from deploy.renewal import Renewal, current, get
 
 GRACE_SECONDS = 60.0
@@ -92,10 +93,12 @@ class Exporter:
         return _error(503, "ServiceUnavailableException", f"TorchServe {what}, for {for_seconds:.0f} s: restart it")
 
     def _metrics(self) -> Answer:
-        pending, workers = [], []
+        pending, workers, restarts = [], [], []
         for stage in self._stages:
             if state := self._state(stage):
                 pending.append(f'cloudvid_pending_requests{{stage="{stage}"}} {state["pending_requests"]}')
+                count = WorkerStarts().restarts(stage)["count"]
+                restarts.append(f'cloudvid_worker_restarts_total{{stage="{stage}"}} {count}')
                 for status, count in state["workers"].items():
                     workers.append(f'cloudvid_workers{{stage="{stage}",status="{status}"}} {count}')
         lines = [
@@ -105,6 +108,9 @@ class Exporter:
             "# HELP cloudvid_workers Worker processes by TorchServe's status.",
             "# TYPE cloudvid_workers gauge",
             *workers,
+            "# HELP cloudvid_worker_restarts_total Workers that were started again because they had died.",
+            "# TYPE cloudvid_worker_restarts_total counter",
+            *restarts,
             "",
         ]
         code, own = get(self._port + METRICS, "/metrics")
@@ -112,7 +118,8 @@ class Exporter:
         return 200, "text/plain; version=0.0.4; charset=utf-8", text
 
     def _state(self, stage: str) -> dict[str, Any] | None:
-        """A stage's workers by TorchServe's statuses, and its queue; None if TorchServe does not tell them.
+        """A stage's workers by TorchServe's statuses, its queue, and restarts of workers if there were any; None if
+        TorchServe does not tell them.
 
         The statuses are READY, and UNLOADING for a worker that starts or has died.
         """
@@ -126,7 +133,9 @@ class Exporter:
                 seen = read_status(Stage(stage), "", {"jobQueueStatus": None, **json.loads(body)[0]})
                 workers = Counter({"READY": 0, "UNLOADING": 0})
                 workers.update(worker.reported for worker in seen.workers)
-                return {"workers": workers, "pending_requests": seen.queue}
+                state = {"workers": workers, "pending_requests": seen.queue}
+                restarts = WorkerStarts().restarts(stage)
+                return state | {"restarts": restarts} if restarts["count"] else state
         return None
 
 
@@ -180,6 +189,7 @@ def main() -> None:
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     server = Http(options.port + EXPORTER, Exporter(options.port, options.stage, options.key_file))
+    WorkerStarts().clear()
     parent = os.getpid()
     os.environ.pop("PYTHONPATH", None)  # it would take precedence over what is in the archives
     if os.fork():

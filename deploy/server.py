@@ -140,7 +140,7 @@ def _once(port: int, stages: tuple[str, ...], model_store: Path, client: list[st
 
 
 def _exit_code(code: int) -> int:
-    """Of `serve`: a SIGTERM from outside, as `make stop` sends it, is an orderly end; other signals count as failures."""
+    """Of `serve`: a SIGTERM from outside, as of `make stop`, is an orderly end; other signals count as failures."""
     code = code if code >= 0 else 128 - code
     return 0 if code == 128 + signal.SIGTERM else code
 

@@ -123,9 +123,14 @@ def _states() -> dict[str, Any]:
     """The paths that report the state of the stages."""
     stage = {"name": "stage", "in": "query", "schema": {"enum": list(Stage)}}
     counts = {"type": "object", "additionalProperties": {"type": "integer"}, "description": "Workers by status."}
+    restarts = {
+        "type": "object",
+        "properties": {"count": {"type": "integer"}, "last": {"type": "number", "description": "Unix time."}},
+        "description": "Workers that had died and were started again, since the server's start; left out if none.",
+    }
     state = {
         "type": ["object", "null"],
-        "properties": {"workers": counts, "pending_requests": {"type": "integer"}},
+        "properties": {"workers": counts, "pending_requests": {"type": "integer"}, "restarts": restarts},
         "description": "Null if the model server does not report it.",
     }
     stages = {"type": "object", "additionalProperties": state, "description": "By stage."}

@@ -33,6 +33,7 @@ from cloudvid_serving import bodies, descriptions
 from cloudvid_serving.job_files import JobFiles, RunningJob
 from cloudvid_serving.jobs import Job, LoadedStage, Output, WorkerUnfit
 from cloudvid_serving.request_log import RequestLog
+from cloudvid_serving.worker_starts import WorkerStarts
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, bytes | bytearray]
@@ -65,6 +66,7 @@ class StageHandler:
             gc.freeze()
             gc.enable()
         stage = stage_class.stage
+        WorkerStarts().note(stage, sys.argv)
         if int(context.system_properties.get("batch_size") or 1) > 1 and not stage_class.batches:
             raise ValueError(f"{stage}.yaml: batchSize must be 1; {stage} carries out one request at a time")
         section = (context.model_yaml_config or {}).get("handler", {})

@@ -2,11 +2,14 @@
 
 import json
 import re
+import tempfile
+import time
 from contextlib import ExitStack
 
 import pytest
 import requests
 
+from cloudvid_serving.worker_starts import WorkerStarts
 from deploy.exporter import Exporter, Http
 from support.loopback import free_port, serving
 from support.proxies import key_file, reply, stub
@@ -72,6 +75,23 @@ def test_a_stage_is_ready_while_one_of_its_workers_is(fake):
     assert ask(exporter, "/ready?stage=i2v")[0] == 503, "scaled to none"
     state["workers"]["i2v"] = ["UNLOADING", "READY"]
     assert ask(exporter, "/ready")[0] == 200
+
+
+def test_restarts_of_workers_are_counted_from_their_sockets(fake, tmp_path, monkeypatch):
+    exporter, _ = fake
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    starts = WorkerStarts()
+    for socket in ("/tmp/.ts.sock.9000", "/tmp/.ts.sock.9001", "/tmp/.ts.sock.9000", "/tmp/.ts.sock.9000"):
+        starts.note("i2v", ["model_service_worker.py", "--sock-name", socket])
+    _, told = ask(exporter, "/ready")
+    assert "restarts" not in told["stages"]["t2i"]
+    assert told["stages"]["i2v"]["restarts"]["count"] == 2
+    assert abs(told["stages"]["i2v"]["restarts"]["last"] - time.time()) < 60
+    lines = ask(exporter, "/metrics")[1].splitlines()
+    assert 'cloudvid_worker_restarts_total{stage="i2v"} 2' in lines
+    assert 'cloudvid_worker_restarts_total{stage="t2i"} 0' in lines
+    starts.clear()
+    assert ask(exporter, "/ready")[1]["stages"]["i2v"].get("restarts") is None
 
 
 def test_each_stage_that_is_missing_is_named(fake):
@@ -200,6 +220,7 @@ def test_metrics_are_what_prometheus_reads_and_torchserves_own_follow(fake):
     assert [line for line in lines if line.startswith("# TYPE")] == [
         "# TYPE cloudvid_pending_requests gauge",
         "# TYPE cloudvid_workers gauge",
+        "# TYPE cloudvid_worker_restarts_total counter",
     ]
     assert 'cloudvid_pending_requests{stage="i2v"} 3' in lines
     assert 'cloudvid_workers{stage="t2i",status="READY"} 1' in lines
@@ -221,6 +242,8 @@ def test_metrics_count_workers_and_requests_of_each_stage(fake):
         'cloudvid_workers{stage="i2v",status="READY"} 0',
         'cloudvid_workers{stage="i2v",status="UNLOADING"} 1',
         'cloudvid_workers{stage="i2v",status="SCALING"} 1',
+        'cloudvid_worker_restarts_total{stage="t2i"} 0',
+        'cloudvid_worker_restarts_total{stage="i2v"} 0',
     ]
 
 

@@ -79,7 +79,7 @@ def exposed(server) -> dict[str, set[str]]:
     headers = {"Authorization": f"Bearer {key}"}
     assert requests.post(f"{server.url}/predictions/t2i", json={}, headers=headers, timeout=30).status_code == 422
     port = server.process.port
-    status, _, body = Exporter(port, ("t2i", "i2v"), server.key_file).answer("/metrics")
+    status, _, body = Exporter(port, ("t2i", "i2v"), server.key_file).answer("GET", "/metrics")
     assert status == 200
     own = requests.get(f"http://127.0.0.1:{port + METRICS}/metrics", timeout=10).text
     assert set(_samples(own)) <= set(_samples(body.decode())), "the exporter passes on what TorchServe counts"

@@ -119,6 +119,23 @@ def test_ps_and_scale_through_a_proxy_name_no_other_port(tmp_path):
     assert f"t2i: {other.url} answers, but {remedy}" in uncounted.stdout
 
 
+def test_ps_and_doctor_tell_of_restarted_workers(tmp_path):
+    fake = Fake()
+
+    def answer(seen):
+        told = {"workers": {}, "restarts": {"count": 2, "last": 1_700_000_000}}
+        return Answer(200, json.dumps({"stages": {"t2i": told}}).encode()) if "/ready" in seen.path else fake(seen)
+
+    with fake_server(answer) as server:
+        seen = cloudvid("ps", cwd=tmp_path, environment=at(server))
+        diagnosis = cloudvid("doctor", cwd=tmp_path, environment=at(server))
+        document = cloudvid("ps", "--json", cwd=tmp_path, environment=at(server))
+    text = "t2i: a worker that had died was restarted 2 times since the server's start, last at 2023-11-1"
+    assert text in seen.stdout
+    assert f"note     endpoints: {text}" in diagnosis.stdout
+    assert [stage["restarts"] for stage in json.loads(document.stdout)["stages"]] == [2, None]
+
+
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
@@ -330,6 +347,7 @@ def test_a_dead_worker_is_never_shown_as_ready(noise_server):
     assert seen.description is None
     client.wait_until_ready(timeout=120)
     assert client.status(Stage.T2I).ready == 1
+    assert client.server.with_restarts(client.status(Stage.T2I)).restarts == 1
 
 
 def test_the_commands_work_with_the_real_server(server, tmp_path):

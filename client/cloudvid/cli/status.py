@@ -26,7 +26,10 @@ def look_at(client: Client, stages: Iterable[Stage], patience: float = 1.0) -> d
             found[stage] = client.status(stage, patience)
         except CloudVidError as error:
             found[stage] = _from_outside(client.server, stage) if client.server.guesses_management else error
-    return found
+    return {
+        stage: seen if isinstance(seen, CloudVidError) else client.server.with_restarts(seen)
+        for stage, seen in found.items()
+    }
 
 
 def _from_outside(server: Server, stage: Stage) -> Seen:
@@ -113,6 +116,8 @@ def _notes(seen: StageStatus) -> list[str]:
     notes, stage = [], seen.stage
     if not seen.workers:
         notes.append(f"{stage} has no workers and refuses requests; start one with `cloudvid scale {stage} 1`")
+    if seen.restarts:
+        notes.append(f"{stage}: {seen.restarts_text}")
     if seen.unhealthy:
         remedy = "fix the reason in the log, then replace it with `cloudvid scale STAGE N`"
         notes.append(f"{seen.server} has given up a worker that failed to start; {remedy}")

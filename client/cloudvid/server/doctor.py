@@ -257,6 +257,9 @@ def _workers(place: Place, stage: Stage, seen: StageStatus) -> Iterator[Finding]
         found = f"{seen.server} has given up a worker that failed to start"
         remedy = f"fix what its log reports{why}, then replace it with `cloudvid scale STAGE N`"
         yield Finding("endpoints", "problem", found, remedy)
+    if (seen := place.server.with_restarts(seen)).restarts:
+        remedy = "the log of the workers says why; without an error there, see `dmesg`: it was killed"
+        yield Finding("endpoints", "note", f"{stage}: {seen.restarts_text}", remedy)
     if seen.version not in ("", __version__):
         found = f"{stage}: the server's archive has version {seen.version}, this cloudvid has {__version__}"
         yield Finding("endpoints", "note", found, "use the same version of both")

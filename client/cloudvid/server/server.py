@@ -266,6 +266,16 @@ class Server:
         workers = tuple(Worker.model_validate({"id": "", "state": state}) for state in states)
         return unknown.model_copy(update={"counted_by": "proxy", "workers": workers})
 
+    def with_restarts(self, seen: StageStatus) -> StageStatus:
+        """The same state with the restarts of workers, which the process beside the server knows."""
+        address = f"{self._beside(seen.stage)}/ready"
+        try:
+            with self.connection.call("GET", address, "inference", params={"stage": seen.stage}) as response:
+                restarts = response.json()["stages"][seen.stage].get("restarts", {"count": 0, "last": None})
+            return seen.model_copy(update={"restarts": restarts["count"], "last_restart": restarts["last"]})
+        except (errors.CloudVidError, ValueError, LookupError, TypeError, AttributeError):
+            return seen
+
     def _model_url(self, stage: Stage) -> str:
         return f"{self.management[stage]}/models/{stage}"
 

@@ -1,6 +1,7 @@
 """The state of a stage: its workers, queue, model and health. Everything that looks at a server sees this."""
 
 import re
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, computed_field
@@ -48,6 +49,10 @@ class StageStatus(BaseModel, frozen=True):
     """A worker's last description of itself; None if no worker has been ready and free so far."""
     busy: bool = False
     """Whether all workers were busy when one was asked for its description."""
+    restarts: int | None = None
+    """How often workers were started again since the server's start; None if it is not known."""
+    last_restart: float | None = None
+    """Unix time of the last of them."""
     unhealthy: bool = False
     """Whether the server reports that it has given up a worker (of any stage)."""
     counted_by: Literal["management", "proxy", "nothing"] = Field("management", exclude=True)
@@ -74,6 +79,15 @@ class StageStatus(BaseModel, frozen=True):
     def dead(self) -> int:
         """Number of workers whose process has ended."""
         return sum(worker.state == "dead" for worker in self.workers)
+
+    @property
+    def restarts_text(self) -> str:
+        """How often workers were restarted, and when last; for a stage where one was."""
+        last = datetime.fromtimestamp(self.last_restart or 0)
+        times = f"{self.restarts} time{'s' if self.restarts != 1 else ''}"
+        return (
+            f"a worker that had died was restarted {times} since the server's start, last at {last:%Y-%m-%d %H:%M:%S}"
+        )
 
 
 def read_status(stage: Stage, server: str, document: dict[str, Any]) -> StageStatus:
