@@ -223,8 +223,8 @@ def test_the_end_names_the_scenes_that_failed(tmp_path):
     view.show(SceneCancelled(scene="c", stage=Stage.T2I))
     view.show(BatchFinished(scenes=30, done=7, skipped=0, failed=22, cancelled=1, requests=30, seconds=1.0))
     failed, cancelled, last = out.getvalue().splitlines()
-    assert failed == "failed: " + ", ".join(f"s{index}" for index in range(20)) + " and 2 more"
-    assert cancelled == "cancelled: c"
+    assert failed == "failed scenes: " + ", ".join(f"s{index}" for index in range(20)) + " and 2 more"
+    assert cancelled == "cancelled scenes: c"
     assert last == "7 of 30 scenes done, 22 failed, 1 cancelled (1 s)", "there is no index.html to open"
 
 

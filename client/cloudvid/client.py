@@ -300,7 +300,8 @@ def _in_steps(steps: int, on_event: OnEvent) -> OnEvent:
 
     def pass_on(event: Started | Progress) -> None:
         if isinstance(event, Progress) and event.phase == "denoise":
-            event = event.model_copy(update={"step": math.ceil(event.step * steps / event.steps), "steps": steps})
+            step = math.ceil(event.step * steps / max(1, event.steps))
+            event = event.model_copy(update={"step": step, "steps": steps})
         on_event(event)
 
     return pass_on

@@ -119,7 +119,7 @@ class View(ABC):
                 for name, scenes in self._unfinished.items():
                     if scenes:
                         more = f" and {len(scenes) - _LISTED} more" if len(scenes) > _LISTED else ""
-                        self._print(f"{name}: {', '.join(scenes[:_LISTED])}{more}")
+                        self._print(f"{name} scenes: {', '.join(scenes[:_LISTED])}{more}")
                 page = f"; open {self._page}" if self._page.is_file() else ""
                 self._print(summary(event) + page)
 
