@@ -16,6 +16,7 @@ start makes new ones) takes effect at once. SIGTERM lets running requests end; S
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -40,6 +41,7 @@ from deploy.torchserve import RUN_DIR, running_in, signals_kept
 from deploy.upstreams import Hosts, OwnServers
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+_PREFIX = "cloudvid-nginx-"
 _SECONDS = 0.2  # between two looks at the files
 
 
@@ -70,9 +72,8 @@ class Proxy:
         if _listens(self.address):
             raise DeployError(f"{self.address}: another program listens there already")
         os.umask(0o077)  # the files hold tokens and keys
-        # Started by root, its processes run as nobody, and keep large bodies in folders of their own in there.
-        folder = Path(tempfile.mkdtemp(prefix="cloudvid-proxy-"))
-        folder.chmod(0o711)
+        _sweep()
+        folder, lock = _new_folder()
         try:
             shutil.copy(ROOT / "deploy/nginx.conf", folder)
             for name, target in self.links.items():
@@ -93,6 +94,7 @@ class Proxy:
                 return code
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
     def _watch(self, nginx: subprocess.Popen[bytes], folder: Path, signals: list[int]) -> int:
         is_announced = is_ending = False
@@ -148,6 +150,31 @@ class Proxy:
             write_file(folder / name, text.encode())
         self._told = files, linked
         return True
+
+
+def _new_folder() -> tuple[Path, int]:
+    """A folder, and a lock on it that lasts until this program ends, however it does."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        with contextlib.suppress(FileNotFoundError):  # another proxy has just swept it
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Started by root, its processes run as nobody, and keep large bodies in folders of their own in there.
+            folder.chmod(0o711)
+            return folder, lock
+
+
+def _sweep() -> None:
+    """Remove the folders of this user's proxies that were killed: they hold tokens and keys."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, or that of a proxy that runs
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(handle).st_uid == os.getuid():
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+            finally:
+                os.close(handle)
 
 
 def _end_with_parent() -> None:

@@ -183,6 +183,20 @@ def test_nginx_ends_with_a_proxy_that_is_killed(tmp_path):
         assert not alive_after(children, 20)
 
 
+def test_what_a_killed_proxy_left_is_swept_at_the_next_start(tmp_path):
+    with recorder(tmp_path) as (first, _), recorder(tmp_path) as (second, _):
+        left, kept = folder_of(first), folder_of(second)
+        children = psutil.Process(first.process.pid).children(recursive=True)
+        first.process.kill()
+        assert not alive_after(children, 20)
+        assert "secrets.conf" in {path.name for path in left.iterdir()}
+        with recorder(tmp_path):
+            assert not left.exists()
+            assert requests.get(second.url + "/ping", headers=BEARER, timeout=20).status_code == 200
+            assert kept.exists()
+    assert not kept.exists()
+
+
 def test_with_a_certificate_it_speaks_only_tls_and_reloads(tmp_path):
     files = certificate(tmp_path)
     options = ["--cert", str(files[0]), "--key", str(files[1])]
