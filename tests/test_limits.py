@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from cloudvid_schema.protocol import RequestError
+from cloudvid_stages.settings import ImageToVideoSettings
 from support.stages import clip, picture, prompt, run
 
 PICTURE = picture((128, 64))
@@ -123,6 +124,14 @@ def test_a_picture_file_may_have_exactly_the_limit(load, setting, limit, code, s
     body = refusal(load("i2v", **{setting: limit - 1}), clip(num_frames=2), PICTURE)
     assert body.code == code
     assert said in body.message
+
+
+def test_the_work_of_a_clip_is_bounded_unless_an_operator_lifts_it(load):
+    days = {"width": 2048, "height": 2048, "num_frames": 128, "num_inference_steps": 500}
+    body = refusal(load("i2v"), clip(**days), PICTURE)
+    assert "must be at most 20000 on this server, and is 268435" in body.message
+    lifted = ImageToVideoSettings(model="m", max_megapixel_steps=None)
+    lifted.check_limits(pixels=2048**2, frames=128, steps=500)
 
 
 def test_every_limit_that_is_exceeded_is_named(load):

@@ -286,7 +286,12 @@ def test_memory_for_the_whole_clip_is_memory_enough(load, monkeypatch):
 
 def test_the_description_has_settings_and_limits_but_no_path(load, tiny_models):
     described = load("i2v", max_frames=30, channels_last=True).describe()
-    assert described.limits == {"max_frames": 30, "max_image_bytes": 2**25, "max_image_pixels": 2**24}
+    assert described.limits == {
+        "max_frames": 30,
+        "max_megapixel_steps": 20_000,
+        "max_image_bytes": 2**25,
+        "max_image_pixels": 2**24,
+    }
     assert described.settings["channels_last"] is True
     assert described.settings["decode_chunk_size"] == 8
     assert (described.device, described.precision) == ("cpu", "fp32")
