@@ -1,12 +1,13 @@
 """Every parameter reaches the pipeline: without a server, a stage makes what plain diffusers makes, and says how."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableVideoDiffusionPipeline
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cloudvid_schema.protocol import MP4, PNG, ImageToVideoRequest, TextToImageRequest
 from cloudvid_stages import media
@@ -111,6 +112,18 @@ def test_each_change_of_a_clip_changes_its_frames(load):
         for changes in CLIPS
     ]
     assert len({output.recipe["frames_sha256"] for output in digests}) == len(CLIPS)
+
+
+@pytest.mark.parametrize("prompt", ["x" * 2**16, "é" * (2**16 - 2000)], ids=["as it is", "once escaped"])
+def test_a_recipe_too_long_for_a_clip_is_a_warning(prompt, load):
+    text = json.dumps({"stage": "t2i", "parameters": {"prompt": prompt}}, ensure_ascii=False)
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("cloudvid", text)
+    buffer = io.BytesIO()
+    coloured(64, 64).save(buffer, "PNG", pnginfo=info)
+    output = run(load("i2v"), clip(num_frames=2), buffer.getvalue())
+    assert "recipe" not in output.recipe["picture"]
+    assert output.warnings == ("image: its recipe has more than 65536 characters; the clip's is without it",)
 
 
 def test_a_recipe_tells_of_the_picture_and_its_own_recipe(load):

@@ -19,7 +19,7 @@ from cloudvid_serving.jobs import Job, Output
 from cloudvid_stages import media
 from cloudvid_stages.memory import frames_that_fit, free_memory
 from cloudvid_stages.pictures import fit_picture, open_picture
-from cloudvid_stages.recipe import digest_of, recipe_of_png
+from cloudvid_stages.recipe import RecipeTooLong, digest_of, recipe_of_png
 from cloudvid_stages.settings import ImageToVideoSettings, SettingsError
 from cloudvid_stages.stage import PipelineStage, Stopwatch, average, generator
 
@@ -105,14 +105,19 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings, _Accepted]):
             pixels, chunk, retries = self._decoded(latents, request, watch)
         recipe = self._recipe(request, decode_chunk_size=chunk)
         recipe["picture"] = {"sha256": digest_of(picture), "width": image.width, "height": image.height}
-        if (of_picture := recipe_of_png(picture)) is not None:
-            recipe["picture"]["recipe"] = of_picture
+        warnings: tuple[str, ...] = ()
+        try:
+            if (of_picture := recipe_of_png(picture)) is not None:
+                recipe["picture"]["recipe"] = of_picture
+        except RecipeTooLong as error:
+            warnings = (f"image: {error}",)
         recipe["frames_sha256"] = digest_of(pixels)
         data = media.mp4_bytes(pixels, request.fps, recipe if request.embed_recipe else None)
         watch.step("encode", 1, 1)
         steps, frames = request.num_inference_steps, request.num_frames
         average(self._seconds, watch.timings, request.width * request.height * frames, steps)
-        return [Output(data, MP4, request.seed, watch.timings, recipe, steps, frames, memory_retries=retries)]
+        output = Output(data, MP4, request.seed, watch.timings, recipe, steps, frames)
+        return [replace(output, warnings=warnings, memory_retries=retries)]
 
     def _decoded(self, latents: torch.Tensor, request: Any, watch: Stopwatch) -> tuple[np.ndarray, int, int]:
         """Frames (N×H×W×3 uint8, RGB), how many were decoded at once, and how often memory ran out before.

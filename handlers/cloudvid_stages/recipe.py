@@ -19,6 +19,13 @@ _NOT_PARAMETERS = {"metadata", "embed_recipe"}  # of a request: they do not shap
 _MAX_RECIPE = 2**16  # characters; ours have about a thousand, and a caller's picture may hold anything
 
 
+class RecipeTooLong(ValueError):
+    """The recipe of a picture would take more room in its clip's than it may."""
+
+    def __init__(self) -> None:
+        super().__init__(f"its recipe has more than {_MAX_RECIPE} characters; the clip's is without it")
+
+
 def make_recipe(stage: Stage, request: Any, made_with: dict[str, Any], **in_force: Any) -> dict[str, Any]:
     """The recipe of a request's file. It holds no time and no host: the same request gives the same recipe.
 
@@ -37,17 +44,27 @@ def recipe_text(recipe: dict[str, Any]) -> str:
 
 
 def recipe_of_png(data: bytes) -> dict[str, Any] | None:
-    """The recipe inside a PNG file that this program made, or None."""
+    """The recipe inside a PNG file that this program made, or None.
+
+    Raises:
+        RecipeTooLong: what looks like one is too long.
+    """
     if not data.startswith(b"\x89PNG"):
         return None
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         text = getattr(image, "text", {}).get(RECIPE_KEY, "")
+    if len(text) > _MAX_RECIPE:
+        raise RecipeTooLong
     try:
-        recipe = strict_json.loads(text) if 0 < len(text) <= _MAX_RECIPE else None
-        is_ours = isinstance(recipe, dict) and len(recipe_text(recipe)) <= _MAX_RECIPE and depth(recipe) <= MAX_DEPTH
-    except (strict_json.JsonError, ValueError):
+        recipe = strict_json.loads(text) if text else None
+        if not isinstance(recipe, dict) or depth(recipe) > MAX_DEPTH:
+            return None
+        length = len(recipe_text(recipe))
+    except ValueError:
         return None
-    return recipe if is_ours else None
+    if length > _MAX_RECIPE:
+        raise RecipeTooLong
+    return recipe
 
 
 def digest_of(data: bytes | np.ndarray) -> str:
