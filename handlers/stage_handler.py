@@ -87,7 +87,7 @@ class StageHandler:
             if headers.get("describe") == "True" and not row:  # GET /models/{stage}?customized=true (management)
                 answers[index] = self._loaded.describe().model_dump_json().encode()
                 continue
-            streams = protocol.NDJSON in headers.get("accept", "")
+            streams = _wants_stream(headers.get("accept", ""))
             request_id = _request_id(headers, context, index)
             reply = replies[index] = _Reply(self._loaded, self._metrics, self._log, context, index, streams, request_id)
             try:
@@ -308,6 +308,15 @@ def _headers(context: Context, index: int) -> dict[str, str]:
     return {name.lower(): value for name, value in sent.items() if isinstance(value, str)}
 
 
+def _wants_stream(accept: str) -> bool:
+    """Whether a header names events as acceptable, and not by a quality of 0 as unacceptable."""
+    for kind in accept.lower().split(","):
+        name, *parameters = (part.replace(" ", "") for part in kind.split(";"))
+        if name == protocol.NDJSON and not any(re.fullmatch(r"q=0(\.0*)?", part) for part in parameters):
+            return True
+    return False
+
+
 def _body(stage: Stage, row: Row, headers: Mapping[str, str]) -> bodies.Body:
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     fields = {name: bytes(value) for name, value in row.items()}
@@ -322,6 +331,9 @@ def _body(stage: Stage, row: Row, headers: Mapping[str, str]) -> bodies.Body:
             "TorchServe drops the query string of /predictions, and with it the parameters of a picture sent as body; "
             f"send it to /invocations?model_name={stage}&... or as multipart/form-data",
         )
+    if content_type == protocol.MULTIPART and "body" in fields and protocol.MULTIPART not in headers["content-type"]:
+        rule = f"TorchServe reads a form only if its Content-Type is in lower case: {protocol.MULTIPART}"
+        raise RequestError(415, "UnsupportedMediaType", rule)
     content = b"" if content_type == protocol.MULTIPART else fields.pop("body", b"")
     return bodies.Body(content_type, fields, content)
 

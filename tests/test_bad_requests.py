@@ -85,6 +85,12 @@ BAD_REQUESTS = [
     (raw("predictions/t2i", "a cat", "text/plain"), 415, "got text/plain"),
     (raw("predictions/t2i", a_picture(), "image/png"), 400, "TorchServe drops the query string"),
     (form(image=None, fps=6), 422, "image: is required"),
+    (form(image=None, file="x"), 422, "image: is required; file: is not known"),
+    (
+        raw("predictions/i2v", b"--x--", "Multipart/Form-Data; boundary=x"),
+        415,
+        "only if its Content-Type is in lower case",
+    ),
     (form(image=b"not a picture"), 422, "image: must be a PNG, JPEG or WebP picture"),
     (form(image=a_picture("GIF")), 422, "image: must be a PNG, JPEG or WebP picture"),
     (form(image=a_picture()[:60]), 422, "image: must be a"),

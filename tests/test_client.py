@@ -20,6 +20,7 @@ from cloudvid.endpoints import errors
 from cloudvid_schema.protocol import ImageToVideoRequest, Stage, TextToImageRequest
 from support import ROOT
 from support.fake_server import PICTURE, Answer, error, event_lines, fake_server, file_answer, workers
+from support.fake_torchserve import fake_torchserve
 from support.loopback import client_of, closed_port
 
 
@@ -67,6 +68,25 @@ def test_a_streamed_picture_passes_its_events_on():
     assert (result.data, result.media_type, result.seed, result.model) == (PICTURE, "image/png", 7, "m@1")
     assert [event.event for event in events] == ["started", "progress"]
     assert server.seen[0].headers["Accept"] == "application/x-ndjson"
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/x-ndjson", "application/x-ndjson"),
+        ("image/png;q=0.5, Application/X-NDJSON; q=1", "application/x-ndjson"),
+        ("application/x-ndjson;q=0.01", "application/x-ndjson"),
+        ("image/png, application/x-ndjson;q=0", "image/png"),
+        ("application/x-ndjson; q=0.000, */*", "image/png"),
+        ("application/x-ndjson-other", "image/png"),
+        ("*/*", "image/png"),
+    ],
+)
+def test_events_are_sent_only_where_they_are_acceptable(accept, kind):
+    with fake_torchserve() as server, requests.Session() as session:
+        session.trust_env = False
+        answer = session.post(f"{server.url}/predictions/t2i", json={"prompt": "a"}, headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, kind)
 
 
 @pytest.mark.parametrize(

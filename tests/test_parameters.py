@@ -149,7 +149,8 @@ def test_whole_floats_and_null_mean_the_same_in_every_form():
         (body("", b"a"), 415, "got none"),
         (body("text/\x1bplain", b"a"), 415, 'got "text/\\u001bplain"'),
         (bodies.Body("application/json", {"": b"1"}, b'{"": 1}'), 422, '"": is given twice'),
-        (bodies.Body("application/json", {"\n": b"\xff"}, b"{}"), 422, '"\\n": must be UTF-8'),
+        (bodies.Body("application/json", {"\n": b"\xff"}, b"{}"), 422, '"\\n": is not known'),
+        (bodies.Body("application/json", {"prompt": b"\xff"}, b"{}"), 422, "prompt: must be UTF-8"),
         (body("application/json", b""), 400, "the body is empty"),
         (body("application/json", b"{"), 400, "body: not JSON"),
         (body("application/json", b"\xff"), 400, "not UTF-8"),
@@ -185,6 +186,7 @@ def test_a_bad_t2i_body_gets_its_status_and_reason(form, code, message):
     ("form", "code", "message"),
     [
         (body("multipart/form-data", fps="6"), 422, "image: is required"),
+        (bodies.Body("multipart/form-data", {"file": b"\x89PNG"}), 422, "image: is required; file: is not known"),
         (body("image/png", b""), 400, "the body is empty"),
         (body("application/json", b"{}"), 422, "image: is required"),
         (body("application/json", b'{"image":"!!"}'), 422, "image: must be base64"),

@@ -137,11 +137,14 @@ def _add_fields(values: dict[str, Any], fields: Mapping[str, bytes], stage: Stag
         place = place_of((name,))
         if name in values:
             raise RequestError.invalid([Fault(place, "is given twice, in JSON and as a field", has_value=False)])
+        field = REQUESTS[stage].model_fields.get(name)
+        if field is None:  # a picture by another name than `image`, say: what matters is the name
+            values[name] = None
+            continue
         try:
             values[name] = text = raw.decode()
         except UnicodeDecodeError:
             raise RequestError.invalid([Fault(place, "must be UTF-8", ascii(raw[:40]))]) from None
-        field = REQUESTS[stage].model_fields.get(name)
-        if field is not None and field.annotation is not str and name != "fit":
+        if field.annotation is not str and name != "fit":
             with suppress(strict_json.JsonError):  # the parameter's own rule names what is no JSON
                 values[name] = strict_json.loads(text)
