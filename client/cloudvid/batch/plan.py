@@ -141,8 +141,8 @@ def make_plan(
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = disk.free(existing)
     if free is not None and most and free < most + MARGIN:
-        text = f"{folder} has {free:,} bytes left, and the files may need {most:,}: a run stops before the disk is full"
-        plan.warnings.append(text)
+        text = f"{folder} has {free:,} bytes left, and the files may need {most + MARGIN:,}"
+        plan.warnings.append(f"{text}: a run stops before the disk is full")
     return plan
 
 

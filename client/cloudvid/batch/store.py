@@ -149,7 +149,8 @@ class Store:
                 raise NoRoom(f"{name} may need {size:,} bytes, but {limit}", errno.EFBIG)
             if free is not None and free < size + self._promised + MARGIN:
                 others = f" and files in progress {self._promised:,}" if self._promised else ""
-                text = f"{name} may need {size:,} bytes{others}, but {self.folder} has only {free:,} bytes left"
+                needs = f"{name} may need {size:,} bytes{others}, and the manifest and the gallery {MARGIN:,}"
+                text = f"{needs}, but {self.folder} has only {free:,} bytes left"
                 raise NoRoom(text, errno.ENOSPC)
             self._promised += size
         try:
