@@ -133,6 +133,8 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
     """
     try:
         data = path.read_bytes()
+        if not data.startswith(_PNG_SIGNATURE) and data[4:8] != b"ftyp":
+            raise OutputError(f"{path} is neither a PNG nor an MP4 file")
         text = _png_text(data) if data.startswith(_PNG_SIGNATURE) else _mp4_text(data)
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}") from None
