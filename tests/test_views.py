@@ -285,6 +285,25 @@ def test_plan_without_a_server_says_that_there_is_no_estimate(tmp_path):
     assert "2 of 2 files to make, 4 steps; no estimate" in done.stdout
 
 
+def test_scenes_of_another_file_in_the_folder_are_reported(fake, tmp_path):
+    document = scenes(7)
+    (tmp_path / "old.json").write_text(json.dumps(document[:6]))
+    (tmp_path / "new.json").write_text(json.dumps(document[5:]))
+    arguments = ("--output-dir", "out", *connection(fake))
+    assert "note" not in cloudvid("run", "old.json", *arguments, cwd=tmp_path).stderr
+    for options in (("run", "new.json", *arguments), ("gallery", "new.json", "--output-dir", "out")):
+        done = cloudvid(*options, cwd=tmp_path)
+        assert done.stderr.startswith(
+            "note: out also has files of scenes that are not in this scene file (s0, s1, s2, ...)"
+        )
+    assert "note: out also has" in cloudvid("plan", "new.json", *arguments, cwd=tmp_path).stdout
+
+
+def test_a_gallery_is_made_only_of_a_folder_that_exists(tmp_path):
+    done = cloudvid("gallery", write_scenes(tmp_path / "scenes.json", 1), "--output-dir", "typo", cwd=tmp_path)
+    assert (done.returncode, "typo is not a folder" in done.stderr, (tmp_path / "typo").exists()) == (2, True, False)
+
+
 def test_init_writes_a_valid_example_and_overwrites_nothing(tmp_path):
     assert cloudvid("init", "mine.json", cwd=tmp_path).returncode == 0
     assert cloudvid("validate", "mine.json", cwd=tmp_path).returncode == 0
@@ -339,9 +358,18 @@ def test_no_metadata_leaves_the_recipe_out_of_both_files(server, tmp_path):
     assert cloudvid("inspect", "out/s0_video.mp4", cwd=tmp_path).returncode == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"text", b"\0\0\0\x08ftyp\xff\xff\xff\xffmoov"])
-def test_inspect_of_what_is_no_whole_file_is_one_line(data, tmp_path):
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "x.png is neither a PNG nor an MP4 file"),
+        (b"# CloudVid\n", "x.png is neither a PNG nor an MP4 file"),
+        (b"\x89PNG\r\n\x1a\n", "x.png is no whole PNG or MP4 file: cut at byte 8"),
+        (b"\0\0\0\x08ftyp\xff\xff\xff\xffmoov", "x.png is no whole PNG or MP4 file: box 'moov' at byte 8"),
+    ],
+)
+def test_inspect_of_what_is_no_whole_file_is_one_line(data, said, tmp_path):
     (tmp_path / "x.png").write_bytes(data)
     done = cloudvid("inspect", "x.png", cwd=tmp_path)
     assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {said}")
     assert done.stderr.count("\n") == 1

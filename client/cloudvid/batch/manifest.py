@@ -6,7 +6,7 @@ the same batch always produces the same bytes.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,19 @@ def _defaults(model: type[Request]) -> dict[str, Any]:
 
 _DEFAULTS = {True: _defaults(TextToImageRequest), False: _defaults(ImageToVideoRequest)}
 """By whether a request has a prompt."""
+
+
+def scenes_beside(folder: Path, scenes: Collection[str]) -> str | None:
+    """What to say of the scenes on record in an output folder that are not among these; None if there are none.
+
+    Raises:
+        UnusableFolder: the manifest exists but cannot be read.
+    """
+    if not (others := sorted(read_records(folder)[0].keys() - set(scenes))):
+        return None
+    named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    what = f"{folder} also has files of scenes that are not in this scene file ({named})"
+    return f"{what}; they stay, and the gallery leaves them out"
 
 
 def line_of(record: Record) -> bytes:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cloudvid.batch.engine import render
 from cloudvid.batch.events import BatchEvent, BatchFinished, ModelsKnown
+from cloudvid.batch.manifest import scenes_beside
 from cloudvid.batch.runner import RenderOptions
 from cloudvid.batch.scenes import read_scenes
 from cloudvid.cli.options import LeaveRunning, Only, OutputDir, SceneFile, check_only, scene_path, takes_client
@@ -88,6 +89,8 @@ def run(
     late = threading.Timer(_BUSY_SECONDS, print, (_BUSY,), {"file": sys.stderr, "flush": True})
     if not quiet:
         late.start()
+    if not quiet and (note := scenes_beside(output_dir, [scene.id for scene in batch])):
+        print(f"note: {note}", file=sys.stderr)
     events = render(batch, client, output_dir, options)
     raise typer.Exit(_render(events, _view(quiet, json), on_models=late.cancel))
 

@@ -1,6 +1,7 @@
 """Commands on scene files that make nothing: validate, plan, gallery, init, schema."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cloudvid.batch.gallery import PAGE, Gallery
-from cloudvid.batch.manifest import Record, read_records
+from cloudvid.batch.manifest import Record, read_records, scenes_beside
 from cloudvid.batch.plan import make_plan
 from cloudvid.batch.progress import SceneProgress
 from cloudvid.batch.scenes import EXAMPLE, read_scenes, scene_schema
@@ -42,9 +43,9 @@ def plan(
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="As for `run`.")] = True,
 ) -> None:
     """Show what a run would make, why, and how long it would take."""
-    batch = read_scenes(scene_path(scenes))
-    check_only(only, batch)
-    batch = [scene for scene in batch if not only or scene.id in only]
+    everything = read_scenes(scene_path(scenes))
+    check_only(only, everything)
+    batch = [scene for scene in everything if not only or scene.id in only]
     found = look_at(client, Stage, _PATIENCE_SECONDS)
     seen = {stage: status for stage, status in found.items() if isinstance(status, StageStatus)}
     descriptions = {stage: status.description for stage, status in seen.items()}
@@ -55,6 +56,8 @@ def plan(
         changed = f" ({', '.join(stage.changed)})" if stage.changed else ""
         what = f"run: {stage.reason}{changed}, {stage.steps} steps" if stage.reason else "skip: there and intact"
         print(f"{stage.scene:<{width}}  {stage.stage}  {what}")
+    if note := scenes_beside(output_dir, [scene.id for scene in everything]):
+        print(f"note: {note}")
     for warning in made.warnings:
         print(f"warning: {warning}")
     for refusal in made.refused:
@@ -88,6 +91,10 @@ def _lacks(seen: Mapping[Stage, StageStatus]) -> Iterator[str]:
 def gallery(scenes: SceneFile = None, output_dir: OutputDir = Path("output")) -> None:
     """Rewrite the output folder's index.html from its manifest."""
     batch = [SceneProgress.of(scene, embed_recipe=True) for scene in read_scenes(scene_path(scenes))]
+    if not output_dir.is_dir():
+        raise typer.BadParameter(f"{output_dir} is not a folder", param_hint="--output-dir")
+    if note := scenes_beside(output_dir, [each.scene.id for each in batch]):
+        print(f"note: {note}", file=sys.stderr)
     records, _ = read_records(output_dir)
     page = Gallery(batch, lambda scene: records.get(scene) or Record(id=scene)).page()
     with writing(output_dir / PAGE):
