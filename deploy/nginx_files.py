@@ -56,9 +56,12 @@ def read_tokens(path: Path) -> list[str]:
     """The tokens in a file, one per line; empty lines and those that begin with # are none.
 
     Raises:
-        DeployError: one is no token, or there is none.
+        DeployError: one is no token, or there is none, or no file.
         OSError: it cannot be read.
     """
+    makes = f"`(umask 077; python3 -c 'import secrets; print(secrets.token_urlsafe(32))' > {path})` makes one"
+    if not path.exists():
+        raise DeployError(f"there is no file of tokens {path}, one a line; {makes}")
     tokens = []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         token = line.strip()
@@ -70,5 +73,5 @@ def read_tokens(path: Path) -> list[str]:
             )
         tokens.append(token)
     if not tokens:
-        raise DeployError(f"{path} holds no token")
+        raise DeployError(f"{path} holds no token; {makes}")
     return tokens

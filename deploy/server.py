@@ -147,9 +147,9 @@ def _exit_code(code: int) -> int:
 
 def _port(text: str) -> int:
     last = 65536 - PORTS
-    if not 0 < (port := int(text)) <= last:
-        raise argparse.ArgumentTypeError(f"must be 1 to {last}, got {port}")
-    return port
+    if not text.isdecimal() or not 0 < int(text) <= last:
+        raise argparse.ArgumentTypeError(f"must be 1 to {last}, got {text}")
+    return int(text)
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """What a server has in hand when it is told to stop."""
 
+import configparser
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from cloudvid_schema.protocol import JobStatus, Stage
 from deploy import server as command
 from deploy.draining import InHand, drain, in_hand
 from deploy.torchserve import Server
+from support import ROOT
 from support.fake_server import Answer, fake_server
 
 JOB = JobStatus(id="film.1", stage=Stage.I2V, state="running", since=0, phase="denoise", step=3, steps=25)
@@ -38,6 +40,28 @@ def test_draining_ends_with_the_requests_or_the_patience(patience, left, capsys)
     assert slept == [1.0] * (3 if patience == 600 else 1)
     first = capsys.readouterr().out.splitlines()[0]
     assert first == f"waiting up to {patience:g} s for the server's requests: {InHand([JOB], 1)}"
+
+
+def test_the_systemd_unit_serves_and_stops_as_the_server_does(tmp_path, monkeypatch, capsys):
+    unit = configparser.ConfigParser()
+    unit.optionxform = str
+    unit.read_string((ROOT / "deploy/systemd/cloudvid.service").read_text())
+    service = unit["Service"]
+    for name in ("ExecStart", "ExecStop"):
+        program, *arguments = service[name].split()
+        assert program == f"{service['WorkingDirectory']}/.venv/bin/python"
+        assert arguments[:2] == ["-m", "deploy.server"]
+    monkeypatch.setattr("sys.argv", [*arguments[1:], "--run-dir", str(tmp_path)])
+    assert command.main() == 0
+    assert capsys.readouterr().out == "no server was running\n"
+    assert float(arguments[-1]) < float(service["TimeoutStopSec"])
+
+
+def test_a_port_that_is_no_number_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["deploy.server", "start", "--port", "abc"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "argument --port: must be 1 to 65530, got abc" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds", [0.0, 600.0])

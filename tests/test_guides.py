@@ -25,7 +25,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MUL
 MAKE_VARIABLES = set(
     re.findall(r"^([A-Z0-9_]+) [?:]?=|\$\$\{([A-Z]+):\+|ifdef (\w+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
 )
-OTHERS = {"docker", "git", "kubectl", "openssl", "umask", "cloudvid"}
+OTHERS = {"docker", "git", "kubectl", "openssl", "sudo", "umask", "cloudvid"}
 """Programs that are not ours, and `cloudvid` of any command."""
 SETTINGS = {
     f"CLOUDVID_{stage}_{name.upper()}"

@@ -1,7 +1,9 @@
 """ps, scale and wait, as an operator sees them; and the real server, scaled under load."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +11,11 @@ import threading
 
 import psutil
 import pytest
+from rich.console import Console
 
 from cloudvid import Client, render
 from cloudvid.batch.events import StageProgress
+from cloudvid.cli.status import look_at, table, waiting
 from cloudvid_schema.protocol import Stage
 from cloudvid_schema.run_folder import point_to, remove_pointer
 from support.changed_archives import build, with_noise
@@ -19,7 +23,7 @@ from support.command_line import cloudvid, rows
 from support.fake_management import Fake, worker
 from support.fake_server import Answer, error, fake_server
 from support.folders import batch, pictures_and_clips, write_scenes
-from support.loopback import closed_port
+from support.loopback import client_of, closed_port
 from support.servers import running_server
 
 
@@ -102,6 +106,30 @@ def through_proxy(seen):
     stage = seen.path.partition("?stage=")[2]
     told = {"stages": {stage: {"workers": {"READY": 2, "UNLOADING": 1}, "pending_requests": 0}}}
     return Answer(200, json.dumps(told).encode()) if seen.path.startswith("/ready") else Answer()
+
+
+def test_waiting_shows_seconds_and_the_workers_last_line(tmp_path):
+    log, now = tmp_path / "model_log.log", iter([0.0, 12.0, 13.0])
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=200)
+    with waiting(lambda: log if log.is_file() else None, console, print, lambda: next(now)) as show:
+        show("t2i has 0 of 1 workers ready; `cloudvid wait` waits for one")
+        log.write_text("2026 [INFO ] W-9000-t2i_1-stdout MODEL_LOG - Loading 3/7\n\n")
+        show("t2i has 0 of 1 workers ready")
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", out.getvalue())
+    assert "12 s: t2i has 0 of 1 workers ready\n" in shown.replace("\r", "\n") + "\n"
+    assert "13 s: t2i has 0 of 1 workers ready | Loading 3/7" in shown
+
+
+def test_ps_fits_a_narrow_terminal():
+    fake = Fake()
+    fake.description |= {"model": "stabilityai/stable-diffusion-2-1-base@1234567890abcdef", "device": "cuda:0"}
+    with fake_server(fake) as server:
+        found = look_at(client_of(server), Stage)
+    lines = table(found, 80).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[3] == "t2i: stabilityai/stable-diffusion-2-1-base@1234567890ab"
+    assert "model" in table(found).splitlines()[0]
 
 
 def test_ps_and_scale_through_a_proxy_name_no_other_port(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +16,22 @@ from rich.live import Live
 from rich.text import Text
 
 from cloudvid.cli.options import Json, OutputDir, takes_client
-from cloudvid.cli.status import Seen, jobs_table, look_at, running_jobs, said_once, table, workers_text
+from cloudvid.cli.status import (
+    OnReason,
+    Seen,
+    jobs_table,
+    look_at,
+    running_jobs,
+    said_once,
+    table,
+    waiting,
+    workers_text,
+)
 from cloudvid.client import Client
 from cloudvid.endpoints.answers import plain
 from cloudvid.endpoints.errors import CloudVidError, NotScaled, ServerUnavailable
 from cloudvid.server.doctor import CHECKS, Finding, Place, examine
+from cloudvid.server.local import worker_log
 from cloudvid.server.state import StageStatus
 from cloudvid_schema.protocol import JOB_ID, JOB_ID_RULE, Stage
 
@@ -46,6 +57,8 @@ def ps(
     """
     if seconds is not None and not watch:
         raise typer.BadParameter("belongs to --watch", param_hint="SECONDS")
+    console = Console()
+    width = console.width if console.is_terminal else None
     with _screen(watch and not json) as show:
         while True:
             found = look_at(client, stage or Stage)
@@ -54,7 +67,8 @@ def ps(
                 told = [job.model_dump(exclude_none=True) for job in jobs]
                 show(json_format.dumps(_documents(found) | {"jobs": told}))
             else:
-                show("\n".join([table(found), *jobs_table(jobs)]))
+                clock = [f"{time.strftime('%H:%M:%S')}, every {seconds or _WATCH_SECONDS:g} s"] if watch else []
+                show("\n".join([*clock, table(found, width), *jobs_table(jobs)]))
             if not watch:
                 break
             time.sleep(seconds or _WATCH_SECONDS)
@@ -97,6 +111,10 @@ def _screen(redraws: bool) -> Iterator[Any]:
         yield lambda text: print(text, flush=True)
 
 
+def _waiting(client: Client, elsewhere: OnReason) -> AbstractContextManager[OnReason]:
+    return waiting(lambda: worker_log(client.server.key_file), Console(stderr=True), elsewhere)
+
+
 @takes_client
 def scale(
     client: Client,
@@ -117,6 +135,7 @@ def scale(
             out = sys.stderr if json else sys.stdout
             print(f"{stage}: {text} ({time.monotonic() - began:.0f} s)", file=out, flush=True)
         shown = text
+        tell(f"{stage}: {text}")
 
     def finish(seen: StageStatus, **fault: str) -> None:
         if json:
@@ -124,7 +143,9 @@ def scale(
             print(json_format.dumps(seen.model_dump(mode="json") | ended | fault))
 
     try:
-        finish(client.scale(stage, workers, max_workers=max_workers, timeout=timeout, on_status=show))
+        with _waiting(client, lambda reason: None) as tell:
+            seen = client.scale(stage, workers, max_workers=max_workers, timeout=timeout, on_status=show)
+        finish(seen)
     except NotScaled as error:
         finish(error.status, error=str(error))
         raise
@@ -135,7 +156,8 @@ def wait(client: Client, timeout: _Timeout = 600.0, stage: _Stages = None, json:
     """Wait until each stage has a ready worker."""
     stages = stage or list(Stage)
     try:
-        client.wait_until_ready(*stages, timeout=timeout, on_wait=said_once())
+        with _waiting(client, said_once()) as show:
+            client.wait_until_ready(*stages, timeout=timeout, on_wait=show)
     except ServerUnavailable as error:
         if json:
             print(json_format.dumps({"ready": False, **_documents(look_at(client, stages)), "error": str(error)}))

@@ -2,11 +2,18 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from cloudvid.client import Client
 from cloudvid.endpoints.answers import plain
-from cloudvid.endpoints.errors import CloudVidError, ServerUnavailable
+from cloudvid.endpoints.errors import CloudVidError
+from cloudvid.server.local import tail
 from cloudvid.server.server import Server
 from cloudvid.server.state import StageStatus
 from cloudvid_schema.protocol import Description, JobStatus, Stage
@@ -14,6 +21,8 @@ from cloudvid_schema.protocol import Description, JobStatus, Stage
 HEADINGS = ("stage", "workers", "queue", "device", "dtype", "s/step/Mpx", "memory", "model")
 _COMMIT = 12  # characters that identify a commit
 _UNKNOWN = "-"
+OnReason = Callable[[object], None]
+"""Told why a command waits: a text, or an error with one."""
 Seen = StageStatus | CloudVidError
 """The state of a stage, or why it is not known."""
 
@@ -47,8 +56,8 @@ def workers_text(seen: StageStatus) -> str:
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none"
 
 
-def table(found: Mapping[Stage, Seen]) -> str:
-    """A table with a row for every stage, and notes below it."""
+def table(found: Mapping[Stage, Seen], width: int | None = None) -> str:
+    """A table with a row for every stage, and notes below it; the models are there if the terminal is too narrow."""
     rows = []
     notes = []
     for stage, seen in found.items():
@@ -58,7 +67,11 @@ def table(found: Mapping[Stage, Seen]) -> str:
         else:
             rows.append(tuple(plain(cell) or _UNKNOWN for cell in _row(seen)))
             notes += _notes(seen)
-    return "\n".join([*_lines(HEADINGS, rows), *dict.fromkeys(notes)])
+    lines = _lines(HEADINGS, rows)
+    if width is not None and max(map(len, lines)) > width:
+        lines = _lines(HEADINGS[:-1], [row[:-1] for row in rows])
+        notes = [*(f"{stage}: {model}" for stage, *_, model in rows if model != _UNKNOWN), *notes]
+    return "\n".join([*lines, *dict.fromkeys(notes)])
 
 
 def running_jobs(client: Client, stages: Iterable[Stage]) -> list[JobStatus]:
@@ -79,7 +92,7 @@ def _step(job: JobStatus) -> str:
     return f"{job.phase} {job.step}/{job.steps}" if job.phase else _UNKNOWN
 
 
-def _lines(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+def _lines(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     cells = [headings, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -124,7 +137,40 @@ def _notes(seen: StageStatus) -> list[str]:
     return notes
 
 
-def said_once(after: float = 0.0, clock: Callable[[], float] = time.monotonic) -> Callable[[ServerUnavailable], None]:
+@contextmanager
+def waiting(
+    log: Callable[[], Path | None],
+    console: Console,
+    elsewhere: OnReason,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[OnReason]:
+    """Show what a command waits for on one line of a terminal, with the seconds and how the workers' loading goes on.
+
+    Args:
+        log: the workers', once it exists; its last line is shown.
+        elsewhere: is told where there is no terminal.
+        clock: monotonic seconds.
+    """
+    if not console.is_terminal:
+        yield elsewhere
+        return
+    began = clock()
+    with Live(console=console, auto_refresh=False, transient=True) as line:
+
+        def show(reason: object) -> None:
+            last = [line.rpartition(" MODEL_LOG - ")[2] for line in tail(path, 1)] if (path := log()) else []
+            parts = [f"{clock() - began:.0f} s: {waited_for(reason)}", *map(plain, last)]
+            line.update(Text(" | ".join(parts), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+        yield show
+
+
+def waited_for(reason: object) -> str:
+    """A reason for waiting, without the remedy that is being followed."""
+    return str(reason).partition("; `cloudvid wait`")[0]
+
+
+def said_once(after: float = 0.0, clock: Callable[[], float] = time.monotonic) -> OnReason:
     """A callback that prints the reason for waiting to stderr when it changes.
 
     Args:
@@ -133,9 +179,9 @@ def said_once(after: float = 0.0, clock: Callable[[], float] = time.monotonic) -
     """
     said, began = "", clock()
 
-    def tell(error: ServerUnavailable) -> None:
+    def tell(reason: object) -> None:
         nonlocal said
-        text = str(error).partition("; `cloudvid wait`")[0]
+        text = waited_for(reason)
         if text != said and clock() - began >= after:
             said = text
             print(f"waiting: {said}", file=sys.stderr, flush=True)

@@ -265,7 +265,8 @@ def _workers(place: Place, stage: Stage, seen: StageStatus) -> Iterator[Finding]
         yield Finding("endpoints", "note", found, "use the same version of both")
 
 
-CHECKS = (python, checkout, disk, address, ports, key, endpoints)
+CHECKS = (python, address, ports, key, endpoints, disk, checkout)
+"""The server's come first: the notes on a machine without a GPU are the same every time."""
 
 
 def examine(checks: Iterable[Callable[..., Iterator[Finding]]], *arguments: Place) -> Iterator[Finding]:
