@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+import tempfile
 import time
 from contextlib import ExitStack
 
@@ -18,8 +19,9 @@ STAGES = ("t2i", "i2v")
 
 
 @pytest.fixture
-def fake(tmp_path):
+def fake(tmp_path, monkeypatch):
     """An exporter beside stand-ins for TorchServe's three ports, whose answers a test changes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where workers of other tests have left their notes
     state = {"ping": 200, "workers": {"t2i": ["READY"], "i2v": ["READY"]}, "pending": 0, "now": 0.0}
     state["keys"] = {"inference": "inference-key", "management": "management-key"}
 
