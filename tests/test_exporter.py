@@ -152,7 +152,7 @@ def test_an_unknown_stage_or_path_is_named(fake):
     assert (status, told["code"], told["type"]) == (404, 404, "ModelNotFoundException")
     assert told["message"] == "stage: must be one of ('t2i', 'i2v'), got 'other'"
     status, told = ask(exporter, "/")
-    assert (status, told["message"]) == (404, "there are /ready, /live, /metrics and /jobs")
+    assert (status, told["message"]) == (404, "there are /ready, /live, /metrics, /jobs and /description")
 
 
 @pytest.mark.parametrize("fault", ["given up", "silent"])

@@ -77,12 +77,12 @@ def _target(output: Path | None, default: str, force: bool) -> Path:
         output = next(path for path in names if force or not path.exists())
     if output.suffix.lower() not in (suffix, ""):
         raise typer.BadParameter(f"must end with {suffix}, which the file will be, got {output}", param_hint="--output")
-    if output.exists() and not force:
-        raise typer.BadParameter(f"{output} is there already; --force replaces it", param_hint="--output")
     try:
         check_writable(output)
     except OSError as error:
         raise typer.BadParameter(f"{output} cannot be written ({error.strerror})", param_hint="--output") from None
+    if output.exists() and not force:
+        raise typer.BadParameter(f"{output} is there already; --force replaces it", param_hint="--output")
     return output
 
 
