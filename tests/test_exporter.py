@@ -3,7 +3,6 @@
 import json
 import re
 import tempfile
-import tempfile
 import time
 from contextlib import ExitStack
 
