@@ -101,7 +101,8 @@ def scenes_beside(folder: Path, scenes: Collection[str]) -> str | None:
     Raises:
         UnusableFolder: the manifest exists but cannot be read.
     """
-    if not (others := sorted(read_records(folder)[0].keys() - set(scenes))):
+    records = read_records(folder)[0] if folder.is_dir() else {}
+    if not (others := sorted(records.keys() - set(scenes))):
         return None
     named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
     what = f"{folder} also has files of scenes that are not in this scene file ({named})"

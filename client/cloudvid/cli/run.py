@@ -86,8 +86,7 @@ def run(
         count = len(only or batch)
         print(f"interrupted: 0 of {count} scenes done; continue with\n  {resume_command(sys.argv)}", file=sys.stderr)
         raise
-    ids = [scene.id for scene in batch]
-    if not quiet and output_dir.is_dir() and (note := scenes_beside(output_dir, ids)):
+    if not quiet and (note := scenes_beside(output_dir, [scene.id for scene in batch])):
         print(f"note: {note}", file=sys.stderr)
     late = threading.Timer(_BUSY_SECONDS, print, (_BUSY,), {"file": sys.stderr, "flush": True})
     if not quiet:
