@@ -112,7 +112,7 @@ class Rule:
             near = [change(word) for word in self.limits["enum"] for change in changes]
         else:
             most = self.limits["maxLength"]
-            near = ["", "a", "a" * most, "a" * (most + 1), "😀" * most, "😀" * (most + 1), " " * most, "a" * 10**6]
+            near = ["", "a", "a" * most, "a" * (most + 1), "😀" * most, "😀" * (most + 1), " " * most, "a" * 10**5]
         return [json.dumps(text) for text in near + TEXTS] + ["8", "0", "true", "null", "[]", '["a"]', "{}"]
 
 
