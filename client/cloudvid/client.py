@@ -41,7 +41,7 @@ from cloudvid_schema.protocol import (
 )
 
 _NONE_FOUND = (
-    "no server was started on this machine: `make start`, or give its address with --server or CLOUDVID_SERVER"
+    "no server was started on this machine: `make start`, or name its address (`server`, CLOUDVID_SERVER)"
 )
 
 
