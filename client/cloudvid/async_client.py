@@ -1,16 +1,17 @@
 """`AsyncClient`: the methods of `Client` as coroutines, each call in a thread."""
 
 import asyncio
+import contextlib
 import functools
 import secrets
+import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from cloudvid.client import Client
 from cloudvid_schema.protocol import Stage
 
-_THREADS = 64  # asyncio's own pool has a few more than the machine has cores
+_THREADS = 64
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -22,8 +23,30 @@ def _awaited(
 
     @functools.wraps(method)
     async def call(self: "AsyncClient", /, *args: P.args, **options: P.kwargs) -> R:
-        work = functools.partial(method, self.client, *args, **options)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[R] = loop.create_future()
+
+        def settle(result: R | None, error: BaseException | None) -> None:
+            if ended.cancelled():
+                return  # nobody waits for it any more
+            if error is not None:
+                ended.set_exception(error)
+            else:
+                ended.set_result(cast(R, result))
+
+        def work() -> None:
+            result, failed = None, None
+            try:
+                result = method(self.client, *args, **options)
+            except BaseException as error:  # whatever it is, it is the caller's
+                failed = error
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(settle, result, failed)
+
+        async with self._room:
+            # A daemon: a program that ends does not wait for a request that nobody waits for.
+            threading.Thread(target=work, name=method.__name__, daemon=True).start()
+            return await ended
 
     return call
 
@@ -60,7 +83,7 @@ class AsyncClient:
 
     def __init__(self, server: str | None = None, **options: Any) -> None:
         self.client = Client(server, **options)
-        self._threads = ThreadPoolExecutor(_THREADS, "cloudvid")
+        self._room = asyncio.Semaphore(_THREADS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,7 +93,6 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close all connections."""
-        self._threads.shutdown(wait=False)
         self.client.close()
 
     text_to_image = _request(Client.text_to_image)

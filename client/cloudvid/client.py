@@ -1,6 +1,7 @@
 """`Client`: one call for a picture, one for a clip, against a running model server."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ from cloudvid.server.state import StageStatus
 from cloudvid_schema.faults import Fault, faults_of
 from cloudvid_schema.protocol import (
     JOB_HEADER,
+    JOB_ID,
+    JOB_ID_RULE,
     JSON,
     MAX_IMAGE_BYTES,
     MEDIA_TYPE,
@@ -40,9 +43,7 @@ from cloudvid_schema.protocol import (
     Started,
 )
 
-_NONE_FOUND = (
-    "no server was started on this machine: `make start`, or name its address (`server`, CLOUDVID_SERVER)"
-)
+_NONE_FOUND = "no server was started on this machine: `make start`, or name its address (`server`, CLOUDVID_SERVER)"
 
 
 class Client:
@@ -246,6 +247,8 @@ class Client:
         else:
             body["files"] = {"image": ("image", picture), "parameters": ("parameters", parameters.encode(), JSON)}
         if job:
+            if not re.fullmatch(JOB_ID, job):
+                raise errors.InvalidRequest([Fault("job", f"must be {JOB_ID_RULE}", job)])
             body["headers"][JOB_HEADER] = job
             self.server.jobs.announce(job, stage)
         url, timeout = f"{self.server.urls[stage]}/predictions/{stage}", (CONNECT_SECONDS, self.timeout)

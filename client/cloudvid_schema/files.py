@@ -126,7 +126,7 @@ def _write_once(path: Path, data: bytes, disk: Disk) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file that is always read as a whole, without waiting for the disk: for what a crash may take."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = _temporary(path)
     temporary.write_bytes(data)
     temporary.replace(path)
 

@@ -211,7 +211,7 @@ Phase = Literal["denoise", "decode", "encode"]
 class JobStatus(BaseModel):
     """A request that waits or is being carried out: an entry of the answer to `GET /jobs`."""
 
-    id: str
+    id: str = Field(pattern=f"^{JOB_ID}$")
     """From the header `CloudVid-Job`, or TorchServe's own id of the request."""
     stage: Stage
     state: Literal["queued", "running"]

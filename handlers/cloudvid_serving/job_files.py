@@ -51,6 +51,11 @@ class JobFiles:
         for path in (self._record(job), self.cancellation(job)):
             path.unlink(missing_ok=True)
 
+    def worker_of(self, job: str) -> int | None:
+        """Process id of the worker that carries a job out, if one does."""
+        status = self._read(self._record(job))
+        return status.worker if status else None
+
     def all(self) -> list[JobStatus]:
         """All jobs, oldest first. Records of workers that have died, and old cancellations, are removed."""
         oldest = time.time() - _CANCEL_SECONDS
@@ -94,7 +99,7 @@ class RunningJob:
         self._written = time.monotonic()
         self._status = JobStatus(id=job, stage=stage, state="running", since=time.time(), worker=os.getpid())
         if self.is_cancelled():
-            self.end()
+            files.remove(job)
             raise RequestError.cancelled()
         files.write(self._status)
 
@@ -109,5 +114,6 @@ class RunningJob:
             self._files.write(self._status.model_copy(update={"phase": phase, "step": step, "steps": steps}))
 
     def end(self) -> None:
-        """The job has ended, however it did."""
-        self._files.remove(self._status.id)
+        """The job has ended, however it did. What was announced since, to be sent again, is another's."""
+        if self._files.worker_of(self._status.id) == os.getpid():
+            self._files.remove(self._status.id)

@@ -134,8 +134,8 @@ class _Batch:
     def run(self) -> Iterator[events.BatchEvent]:
         """Carry out the batch."""
         yield events.BatchStarted(scenes=len(self._scenes), output_dir=str(self._store.folder))
-        # What a run that was killed has left behind would only delay this one.
-        self._runner.client.server.jobs.cancel_before(f"{self._store.batch}.")
+        if self._store.left_behind:
+            self._runner.client.server.jobs.cancel_before(f"{self._store.left_behind}.")
         self._watch.start()
         while not self._watch.is_ready(_TICK_SECONDS):
             pass
@@ -143,7 +143,7 @@ class _Batch:
         yield events.ModelsKnown(models=self._watch.models, seconds_left=self._seconds_left())
         while not self._is_unwritable() and not self._is_failed():
             self._give_up()
-            while stage := self._next_stage():
+            while not self._is_failed() and (stage := self._next_stage()):
                 yield from self._begin(self._waiting[stage].popleft(), stage)
             if not self._running.total():
                 break
@@ -157,6 +157,8 @@ class _Batch:
                 self._estimate.step(item.scene, item.stage, item.phase, item.step, item.steps)
                 yield item.model_copy(update={"seconds_left": self._seconds_left()})
             else:
+                if isinstance(item, events.StageStarted) and item.attempt > 1:
+                    self._estimate.begin(self._task(self._scenes[item.scene], item.stage))
                 yield item
         self.stop()
         if not self._is_unwritable():
@@ -184,6 +186,7 @@ class _Batch:
         return Task.of(each.scene, each.asked[stage].request, self._watch.described.get(stage))
 
     def _seconds_left(self) -> float | None:
+        self._estimate.workers = self._watch.workers
         left = self._estimate.left()
         return None if left is None else round(left, 1)
 
@@ -239,8 +242,8 @@ class _Batch:
         """Send a scene to a stage, or pass it on if there is nothing to do."""
         if stage is Stage.T2I and (refused := refusals(self._wanted(each), self._watch.described)):
             # A picture is not worth making if its clip would be refused.
-            for over, why in list(refused.items())[:1]:
-                yield from self._fail(each, over, Rejected(f"{over} would answer 422 InvalidParameters: {why}"))
+            over, why = next(iter(refused.items()))
+            yield from self._fail(each, over, Rejected(f"{over} would answer 422 InvalidParameters: {why}"))
             return
         asked, record = each.asked[stage], self._store.record(each.scene.id)
         model = self._watch.models[stage]
@@ -261,7 +264,6 @@ class _Batch:
         self._running[stage] = max(0, self._running[stage] - 1)  # the stage may have been given up
         self._gallery.changed(each)
         if isinstance(result, CloudVidError):
-            self._estimate.drop(each.scene.id)
             yield from self._fail(each, stage, result)
             return
         if self._watch.models[stage] != result.model:
@@ -269,6 +271,8 @@ class _Batch:
             for other in self._scenes.values():
                 if other.end == "skipped":  # compared with another model, or with none
                     other.end = None
+                    for each_stage in Stage:
+                        self._estimate.begin(self._task(other, each_stage))
                     self._waiting[Stage.T2I].append(other)
         self._estimate.end(each.scene.id, stage)
         yield result
@@ -294,6 +298,8 @@ class _Batch:
             self._fatal = error
         else:
             scene, name = each.scene.id, type(error).__name__
+            self._estimate.drop(scene)
+            self._gallery.changed(each)
             each.end, each.error = "cancelled" if isinstance(error, Cancelled) else "failed", str(error)
             self._store.fail(scene, Failure(stage=stage, error=name, message=str(error)))
             if each.end == "cancelled":

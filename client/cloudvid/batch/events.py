@@ -107,12 +107,10 @@ class SceneFailed(_StageEvent):
     message: str
 
 
-class SceneCancelled(_Event):
+class SceneCancelled(_StageEvent):
     """Somebody cancelled the scene's job; the others continue, and a later run makes it."""
 
     event: Literal["scene_cancelled"] = "scene_cancelled"
-    scene: str
-    stage: Stage
 
 
 class BatchFinished(_Event):

@@ -96,13 +96,13 @@ _DEFAULTS = {True: _defaults(TextToImageRequest), False: _defaults(ImageToVideoR
 
 
 def scenes_beside(folder: Path, scenes: Collection[str]) -> str | None:
-    """What to say of the scenes on record in an output folder that are not among these; None if there are none.
-
-    Raises:
-        UnusableFolder: the manifest exists but cannot be read.
-    """
-    records = read_records(folder)[0] if folder.is_dir() else {}
-    if not (others := sorted(records.keys() - set(scenes))):
+    """What to say of the files of other scenes in an output folder; None if there are none, or nothing can be read."""
+    try:
+        records = read_records(folder)[0].values()
+    except (OSError, UnusableFolder):
+        return None
+    others = sorted(record.id for record in records if record.id not in scenes and (record.t2i or record.i2v))
+    if not others:
         return None
     named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
     what = f"{folder} also has files of scenes that are not in this scene file ({named})"

@@ -118,6 +118,7 @@ class StageRunner:
 
     def _send(self, asked: Asked, reason: str) -> Generated:
         tries = Tries(self.options.retries, self.options.patience, self.clock)
+        job = f"{self.store.batch}.{secrets.token_hex(4)}.{asked.scene.id}"  # of all attempts: cancelled, none begins
         attempt = 0
         down_since: float | None = None
         while True:
@@ -125,7 +126,7 @@ class StageRunner:
             self._tell(asked, StageStarted, reason=reason, attempt=attempt)
             tries.begin()
             try:
-                return self._send_once(asked)
+                return self._send_once(asked, job)
             except (errors.StageError, errors.ServerUnavailable) as caught:
                 error = self._cause(asked.stage, caught)
                 if not tries.allow(error):
@@ -173,14 +174,13 @@ class StageRunner:
             raise errors.Unhealthy(f"{stage}: workers fail to start; see the server's log")
         return since
 
-    def _send_once(self, asked: Asked) -> Generated:
+    def _send_once(self, asked: Asked, job: str) -> Generated:
         def pass_on(event: Started | Progress) -> None:
             self._pause()
             if isinstance(event, Progress):
                 self._tell(asked, StageProgress, **event.model_dump(exclude={"event"}))
 
         picture = self.store.picture(asked.scene.id) if asked.stage is Stage.I2V else None
-        job = f"{self.store.batch}.{secrets.token_hex(4)}.{asked.scene.id}"
         with self._counting:
             self._pause()
             self.requests += 1

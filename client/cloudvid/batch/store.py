@@ -8,6 +8,8 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
+import secrets
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -41,9 +43,10 @@ class Store:
     def __init__(self, folder: Path, disk: Disk = DISK) -> None:
         self._path = folder / MANIFEST
         self.folder, self._disk = folder, disk
-        whose = f"{socket.gethostname()}:{folder.resolve()}"
-        self.batch = hashlib.sha256(whose.encode(errors="surrogateescape")).hexdigest()[:12]
-        """The beginning of its jobs' ids, the same in each run, so that a run finds what an earlier one left behind."""
+        self.batch = secrets.token_hex(6)
+        """The beginning of its jobs' ids."""
+        self.left_behind: str | None = None
+        """The same of a batch that was killed here, whose jobs nobody waits for any more."""
         self._room = threading.Lock()
         self._promised = 0
         self._added: dict[str, Record] = {}
@@ -69,13 +72,16 @@ class Store:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = plain(os.read(self._lock, 200).decode(errors="replace").strip())
+            holder = plain(os.read(self._lock, 200).decode(errors="replace").partition("\n")[0])
             raise FolderInUse(f"another cloudvid works in {self.folder} ({holder or 'just started'})") from None
         except OSError:
             return  # no locks on this file system
         with suppress(OSError):  # who holds the lock is a courtesy, too
+            if killed := re.search(rb"\njobs ([0-9a-f]{12})$", os.read(self._lock, 200)):
+                self.left_behind = killed[1].decode()
             os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            holder = f"process {os.getpid()} on {socket.gethostname()}\njobs {self.batch}"
+            os.pwrite(self._lock, holder.encode(), 0)
 
     def record(self, scene: str) -> Record:
         """What is on record about a scene; an empty record if there is nothing."""

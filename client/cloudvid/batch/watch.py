@@ -39,6 +39,8 @@ class Watch:
 
         A busy worker answers once it is free; the first file shows the model of one that stays busy for longer.
         """
+        self._counted: dict[Stage, int] = {}
+        """Workers, where they can be counted."""
         self.described: dict[Stage, Description] = {}
         """What the workers said of themselves."""
 
@@ -50,7 +52,7 @@ class Watch:
     @property
     def workers(self) -> dict[Stage, int]:
         """How many requests each stage carries out at once."""
-        return {stage: max(1, slots - 1) for stage, slots in self.slots.items()}
+        return {stage: self._counted.get(stage, slots) for stage, slots in self.slots.items()}
 
     def is_ready(self, timeout: float) -> bool:
         """Whether the models are known, or could not be learned, within so many seconds."""
@@ -72,7 +74,10 @@ class Watch:
         self._stop.set()
 
     def _watch(self, stage: Stage) -> None:
-        if self._look(stage) and (found := self._server.describe(stage, timeout=_MODEL_SECONDS)):
+        is_managed = self._look(stage)
+        server = self._server
+        found = server.describe(stage, timeout=_MODEL_SECONDS) if is_managed else server.jobs.description(stage)
+        if found:
             self.models[stage], self.described[stage] = found.model, found
         self._known[stage].set()
         while not self._stop.wait(self._seconds):
@@ -86,7 +91,8 @@ class Watch:
             return False
         by_proxy = seen.counted_by == "proxy" and stage not in self._fallback  # the user may know of more hosts
         if seen.counted_by == "management" or by_proxy:  # otherwise the last count remains valid
-            self.slots[stage] = max(1, seen.ready) + 1
+            self._counted[stage] = max(1, seen.ready)
+            self.slots[stage] = self._counted[stage] + 1
             if seen.ready:
                 self._failed_before[stage] = seen.unhealthy
             self._failures[stage] = self._failures[stage] + 1 if seen.unhealthy and not seen.ready else 0

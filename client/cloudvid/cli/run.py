@@ -83,8 +83,7 @@ def run(
         with interrupts():
             client.wait_until_ready(timeout=wait, on_wait=(lambda error: None) if quiet else said_once(_SILENT_SECONDS))
     except KeyboardInterrupt:
-        count = len(only or batch)
-        print(f"interrupted: 0 of {count} scenes done; continue with\n  {resume_command(sys.argv)}", file=sys.stderr)
+        print(f"interrupted before the first scene; continue with\n  {resume_command(sys.argv)}", file=sys.stderr)
         raise
     if not quiet and (note := scenes_beside(output_dir, [scene.id for scene in batch])):
         print(f"note: {note}", file=sys.stderr)

@@ -48,7 +48,9 @@ def image(
 ) -> None:
     """Make one picture from a prompt."""
     path = _target(output, "image.png", force)
-    _make(client, Stage.T2I, leave_running, path, lambda **more: client.text_to_image(prompt, **parameters, **more))
+    _make(
+        client, Stage.T2I, leave_running, path, force, lambda **more: client.text_to_image(prompt, **parameters, **more)
+    )
 
 
 @takes_client
@@ -64,7 +66,20 @@ def video(
 ) -> None:
     """Make one clip from a picture."""
     path = _target(output, "video.mp4", force)
-    _make(client, Stage.I2V, leave_running, path, lambda **more: client.image_to_video(picture, **parameters, **more))
+    _make(
+        client,
+        Stage.I2V,
+        leave_running,
+        path,
+        force,
+        lambda **more: client.image_to_video(picture, **parameters, **more),
+    )
+
+
+def _free(path: Path) -> Path:
+    """The path, or where that is taken the next free number of it."""
+    numbered = (path.with_name(_numbered(path.name, number)) for number in count(2))
+    return path if not path.exists() else next(each for each in numbered if not each.exists())
 
 
 def _target(output: Path | None, default: str, force: bool) -> Path:
@@ -73,8 +88,7 @@ def _target(output: Path | None, default: str, force: bool) -> Path:
     """
     suffix = Path(default).suffix
     if output is None:
-        names = (Path(_numbered(default, number) if number > 1 else default) for number in count(1))
-        output = next(path for path in names if force or not path.exists())
+        output = Path(default) if force else _free(Path(default))
     if output.suffix.lower() not in (suffix, ""):
         raise typer.BadParameter(f"must end with {suffix}, which the file will be, got {output}", param_hint="--output")
     try:
@@ -86,7 +100,9 @@ def _target(output: Path | None, default: str, force: bool) -> Path:
     return output
 
 
-def _make(client: Client, stage: Stage, leave_running: bool, output: Path, send: Callable[..., Generated]) -> None:
+def _make(
+    client: Client, stage: Stage, leave_running: bool, output: Path, force: bool, send: Callable[..., Generated]
+) -> None:
     """Make a file and write it; an interrupt cancels the job. A terminal shows how far it is, and how long it took."""
     job, began, console = f"cli.{secrets.token_hex(8)}", time.monotonic(), Console()
     columns = ("{task.description}", BarColumn(), TimeElapsedColumn())
@@ -101,10 +117,11 @@ def _make(client: Client, stage: Stage, leave_running: bool, output: Path, send:
 
             result = send(job=job, on_event=show if console.is_terminal else None)
     except KeyboardInterrupt:
-        if not leave_running:
-            client.server.jobs.cancel_these([(job, stage)])
-        print("interrupted" if leave_running else "interrupted; the job is cancelled", file=sys.stderr)
+        is_cancelled = not leave_running and client.server.jobs.cancel_these([(job, stage)])
+        print("interrupted; the job is cancelled" if is_cancelled else "interrupted", file=sys.stderr)
         raise
+    if output.exists() and not force:
+        output = _free(output)  # somebody else has written it meanwhile
     result.save(output)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -25,12 +25,12 @@ from cloudvid.server.server import Server
 from cloudvid.server.state import StageStatus
 from cloudvid_schema import __version__
 from cloudvid_schema.key_file import read_keys
+from cloudvid_schema.ports import PORTS
 from cloudvid_schema.processes import taken_ports
 from cloudvid_schema.protocol import Stage
 
 GIGABYTE = 10**9
 _PYTHON = (3, 11)
-_PORTS = 6
 _SOON = timedelta(hours=1)
 _SECONDS = 300.0
 _START = "start it (`make start`), or give its address with --server or CLOUDVID_SERVER"
@@ -135,7 +135,7 @@ def ports(place: Place) -> Iterator[Finding]:
         if not is_local(url):
             continue
         first = urlsplit(url).port or 80
-        wanted = range(first, first + _PORTS)
+        wanted = range(first, first + PORTS)
         taken = taken_ports(wanted)
         span = f"ports {wanted[0]} to {wanted[-1]}"
         owner = next(

@@ -4,7 +4,7 @@ The process beside each TorchServe keeps them (`deploy/jobs.py`): on this machin
 through the proxy. A server that has neither carries out requests as it always did.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -44,7 +44,7 @@ class Jobs:
         Raises:
             ServerUnavailable: a server cannot be asked, or does not know jobs.
         """
-        found = {job.id: job for stage in stages or tuple(Stage) for job in self._call("GET", stage, "")}
+        found = {job.id: job for job in self._of_any("GET", "", stages)}
         return sorted(found.values(), key=lambda job: job.since)
 
     def cancel(self, job: str, *stages: Stage) -> list[JobStatus]:
@@ -53,7 +53,7 @@ class Jobs:
         Raises:
             ServerUnavailable: a server cannot be asked, or does not know jobs.
         """
-        return [found for stage in stages or tuple(Stage) for found in self._call("DELETE", stage, f"/{job}")]
+        return list({found.id: found for found in self._of_any("DELETE", f"/{job}", stages)}.values())
 
     def announce(self, job: str, stage: Stage) -> None:
         """Announce a job that is about to be sent, where that is possible."""
@@ -61,13 +61,16 @@ class Jobs:
             with suppress(errors.CloudVidError):  # the request itself will tell what is wrong
                 self._call("PUT", stage, f"/{job}")
 
-    def cancel_these(self, jobs: Iterable[tuple[str, Stage]]) -> None:
-        """Cancel jobs that nobody waits for any more, where that is possible."""
+    def cancel_these(self, jobs: Iterable[tuple[str, Stage]]) -> bool:
+        """Cancel jobs that nobody waits for any more, where that is possible. Returns whether it was for all."""
+        silent: set[Stage] = set()
         for job, stage in jobs:
-            try:
-                self.cancel(job, stage)
-            except errors.CloudVidError:
-                return  # the other requests would fail the same way
+            if stage not in silent:
+                try:
+                    self.cancel(job, stage)
+                except errors.CloudVidError:
+                    silent.add(stage)  # its other requests would fail the same way
+        return not silent
 
     def cancel_before(self, prefix: str) -> list[JobStatus]:
         """Cancel what an earlier run has left behind, where that is possible. Returns what was cancelled."""
@@ -83,6 +86,24 @@ class Jobs:
             with suppress(errors.CloudVidError):
                 return self._ask("GET", stage, "/description", Description)
         return None
+
+    def _of_any(self, method: str, path: str, stages: Sequence[Stage]) -> list[JobStatus]:
+        """The answers of those servers that know jobs.
+
+        Raises:
+            ServerUnavailable: none does.
+        """
+        found: list[JobStatus] = []
+        failed: list[errors.ServerUnavailable] = []
+        asked = stages or tuple(Stage)
+        for stage in asked:
+            try:
+                found += self._call(method, stage, path)
+            except errors.ServerUnavailable as error:
+                failed.append(error)
+        if len(failed) == len(asked):
+            raise failed[0]
+        return found
 
     def _call(self, method: str, stage: Stage, path: str, **query: str) -> list[JobStatus]:
         return self._ask(method, stage, f"/jobs{path}", _Answer, **query).jobs
