@@ -346,7 +346,7 @@ def test_an_interrupted_video_says_that_its_job_is_cancelled(tmp_path):
     assert (run.returncode, cancelled.is_set()) == (130, True)
 
 
-def test_an_interrupt_while_waiting_counts_the_scenes(scene_file, tmp_path):
+def test_an_interrupt_while_waiting_says_how_to_continue(scene_file, tmp_path):
     asked = threading.Event()
 
     def answer(seen):
@@ -361,7 +361,7 @@ def test_an_interrupt_while_waiting_counts_the_scenes(scene_file, tmp_path):
             run.send_signal(signal.SIGINT)
             said = run.stderr.read()
     assert run.returncode == 130
-    assert "interrupted: 0 of 2 scenes done; continue with\n  cloudvid run " in said
+    assert "interrupted before the first scene; continue with\n  cloudvid run " in said
 
 
 def test_validate_says_how_many_scenes_there_are(scene_file, tmp_path):

@@ -158,9 +158,10 @@ def test_the_lock_names_its_holder_until_the_end(fake, tmp_path):
 def test_the_lock_names_no_earlier_holder(tmp_path):
     """One that was killed left its name, which was longer."""
     lock = tmp_path / ".cloudvid.lock"
-    lock.write_text(f"process 4194304 on {'a-long-name.' * 9}org")
+    lock.write_text(f"process 4194304 on {'a-long-name.' * 9}org\njobs 0123456789ab")
     manifest = Store(tmp_path)
-    assert lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}\njobs {manifest.batch}"
+    assert manifest.left_behind == "0123456789ab"
     manifest.close()
 
 

@@ -151,15 +151,7 @@ class _Batch:
                 item = self._runner.inbox.get(timeout=_TICK_SECONDS)  # meanwhile a worker may become ready
             except queue.Empty:
                 continue
-            if isinstance(item, Finished):
-                yield from self._finish(item)
-            elif isinstance(item, events.StageProgress):
-                self._estimate.step(item.scene, item.stage, item.phase, item.step, item.steps)
-                yield item.model_copy(update={"seconds_left": self._seconds_left()})
-            else:
-                if isinstance(item, events.StageStarted) and item.attempt > 1:
-                    self._estimate.begin(self._task(self._scenes[item.scene], item.stage))
-                yield item
+            yield from self._finish(item) if isinstance(item, Finished) else [self._pass_on(item)]
         self.stop()
         if not self._is_unwritable():
             conclusions: list[Callable[[], None]] = [self.draw_gallery, lambda: self._store.close(self._order)]
@@ -171,6 +163,15 @@ class _Batch:
         yield self.finished("failed" if self._is_failed() else str(self._fatal) if self._fatal else None)
         if self._fatal is not None:
             raise self._fatal
+
+    def _pass_on(self, event: events.BatchEvent) -> events.BatchEvent:
+        """An event of a request under way, with the time that is left."""
+        if isinstance(event, events.StageStarted) and event.attempt > 1:
+            self._estimate.begin(self._task(self._scenes[event.scene], event.stage))
+        if isinstance(event, events.StageProgress):
+            self._estimate.step(event.scene, event.stage, event.phase, event.step, event.steps)
+            return event.model_copy(update={"seconds_left": self._seconds_left()})
+        return event
 
     def _first_estimate(self) -> Estimate:
         tasks = [self._task(each, asked.stage) for each in self._scenes.values() for asked in self._wanted(each)]

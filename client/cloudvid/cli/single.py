@@ -101,7 +101,7 @@ def _target(output: Path | None, default: str, force: bool) -> Path:
 
 
 def _make(
-    client: Client, stage: Stage, leave_running: bool, output: Path, force: bool, send: Callable[..., Generated]
+    client: Client, stage: Stage, send: Callable[..., Generated], *, leave_running: bool, output: Path, force: bool
 ) -> None:
     """Make a file and write it; an interrupt cancels the job. A terminal shows how far it is, and how long it took."""
     job, began, console = f"cli.{secrets.token_hex(8)}", time.monotonic(), Console()
