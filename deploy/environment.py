@@ -16,11 +16,11 @@ _SERVICE_LINK = re.compile(r"CLOUDVID_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\
 """Kubernetes sets these in every pod beside a Service `cloudvid-...`."""
 # An allow-list: a secret can have any name, and the workers can read the JVM's environment.
 _INHERITED = re.compile(
-    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TERM|XDG_\w+|LD_\w+|MALLOC_\w+|GLIBC_TUNABLES"
+    r"PATH|CPATH|LIBRARY_PATH|C_INCLUDE_PATH|CPLUS_INCLUDE_PATH|HUGGINGFACE_HUB_CACHE|_JAVA_OPTIONS|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TERM|XDG_\w+|LD_\w+|MALLOC_\w+|GLIBC_TUNABLES"
     r"|PYTHON(?!PATH$)\w+|VIRTUAL_ENV|JAVA_\w+|JDK_\w+|CC|CXX|IMAGEIO_\w+"
     r"|(CUDA|CUDNN|CUBLAS|NVIDIA|NCCL|HIP|HSA|ROCR|ROCM|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|XFORMERS)_?\w+"
     r"|(OMP|KMP|GOMP|MKL|OPENBLAS|NUMEXPR)_\w+|TOKENIZERS_\w+|(TRANSFORMERS|DIFFUSERS|ACCELERATE|SAFETENSORS)_\w+"
-    r"|HF_(?!TOKEN)\w+"
+    r"|(ATEN|ONEDNN|DNNL|MIOPEN|GPU|AMD)_\w+|HF_(?!TOKEN)\w+"
 )
 
 
@@ -47,6 +47,8 @@ def check_names(environment: Mapping[str, str]) -> None:
     ]
     if unknown:
         raise DeployError("; ".join(unknown))
+    if (form := environment.get(LOG_FORMAT) or "text") not in ("text", "json"):
+        raise DeployError(f"{LOG_FORMAT} must be text or json, got {form!r}")
 
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:

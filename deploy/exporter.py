@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from cloudvid_schema.ports import EXPORTER, MANAGEMENT, METRICS
 from cloudvid_schema.processes import end_with
+from cloudvid_serving.job_files import JobFiles
 from cloudvid_serving.worker_starts import WorkerStarts
 from deploy.renewal import Renewal, current, get
 
@@ -46,26 +47,31 @@ class Exporter:
 
     def answer(self, method: str, target: str, authorization: str = "") -> Answer:
         """What a request of this method, path and query gets, with its Authorization."""
-        from deploy.jobs import JobError, Jobs  # in the child: TorchServe starts meanwhile
-
         parts = urlsplit(target)
         query = parse_qs(parts.query)
         asked = query.get("stage", [])
         if unknown := [stage for stage in asked if stage not in self._stages]:
             return _error(404, "ModelNotFoundException", f"stage: must be one of {self._stages}, got {unknown[0]!r}")
         if f"{parts.path}/".startswith(("/jobs/", "/description/")):
-            keys = current(self._key_file)
-            jobs = Jobs(self._stages, keys.inference if keys else "", self._state)
-            try:
-                return _json(*jobs.answer(method, parts.path, query, authorization))
-            except JobError as error:
-                return _error(*error.args)
+            return self._of_jobs(method, parts.path, query, authorization)
         routes = {"/ready": lambda: self._ready(asked or self._stages), "/live": self._live, "/metrics": self._metrics}
         if parts.path not in routes:
             return _error(404, "ResourceNotFoundException", f"there are {', '.join(routes)}, /jobs and /description")
         if method != "GET":
             return _error(405, "MethodNotAllowed", "the method must be GET")
         return routes[parts.path]()
+
+    def _of_jobs(self, method: str, path: str, query: dict[str, list[str]], authorization: str) -> Answer:
+        from deploy.jobs import JobError, Jobs  # in the child: TorchServe starts meanwhile
+
+        keys = current(self._key_file)
+        jobs = Jobs(self._stages, keys.inference if keys else "", self._state)
+        try:
+            return _json(*jobs.answer(method, path, query, authorization))
+        except JobError as error:
+            return _error(*error.args)
+        except OSError as error:
+            return _error(507, "InsufficientStorage", f"this cannot be noted: {error.strerror}")
 
     def _ready(self, stages: Sequence[str]) -> Answer:
         states = {stage: self._state(stage) for stage in stages}
@@ -133,9 +139,9 @@ class Exporter:
                 seen = read_status(Stage(stage), "", {"jobQueueStatus": None, **json.loads(body)[0]})
                 workers = Counter({"READY": 0, "UNLOADING": 0})
                 workers.update(worker.reported for worker in seen.workers)
-                state = {"workers": workers, "pending_requests": seen.queue}
                 restarts = WorkerStarts().restarts(stage)
-                return state | {"restarts": restarts} if restarts["count"] else state
+                more = {"restarts": restarts} if restarts["count"] else {}
+                return {"workers": workers, "pending_requests": seen.queue, **more}
         return None
 
 
@@ -189,7 +195,8 @@ def main() -> None:
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     server = Http(options.port + EXPORTER, Exporter(options.port, options.stage, options.key_file))
-    WorkerStarts().clear()
+    for earlier in (WorkerStarts(), JobFiles()):
+        earlier.clear()
     parent = os.getpid()
     os.environ.pop("PYTHONPATH", None)  # it would take precedence over what is in the archives
     if os.fork():

@@ -89,16 +89,25 @@ class Jobs:
         return found
 
     def _listed(self, stages: Sequence[str]) -> list[JobStatus]:
-        """The jobs of some stages, without those that were announced a while ago and are in no queue."""
-        queues = {stage: (self._state(stage) or {}).get("pending_requests") for stage in stages}
+        """The jobs of some stages. Of those that were announced a while ago only as many as the queue has: the others
+        never arrived.
+        """
+        found = self._files.all()
         listed = []
-        for status in self._files.all():
-            is_late = status.since < time.time() - _SENDING_SECONDS
-            if status.state == "queued" and queues.get(status.stage) == 0 and is_late:
-                self._files.remove(status.id)
-            elif status.stage in stages:
-                listed.append(status)
-        return listed
+        for stage in stages:
+            mine = [status for status in found if status.stage == stage]
+            late = [status for status in mine if status.state == "queued" and self._is_late(status)]
+            state = self._state(stage)
+            waiting = state["pending_requests"] if state else len(late)
+            lost = late[: len(late) - min(waiting, len(late))]
+            for status in lost:
+                self._files.forget(status.id)
+            listed += [status for status in mine if status not in lost]
+        return sorted(listed, key=lambda status: status.since)
+
+    @staticmethod
+    def _is_late(status: JobStatus) -> bool:
+        return status.since < time.time() - _SENDING_SECONDS
 
 
 def _document(jobs: Sequence[JobStatus]) -> dict[str, Any]:

@@ -124,9 +124,10 @@ def _with(server: Server, model_store: Path, command: list[str]) -> int:
 def _once(port: int, stages: tuple[str, ...], model_store: Path, client: list[str]) -> int:
     """`with`: a server in a temporary folder, which is only kept if something has failed."""
     RUN_DIR.mkdir(exist_ok=True, mode=0o700)
-    for old in sorted(RUN_DIR.glob("once-*"), key=lambda folder: folder.stat().st_mtime)[:-_KEPT_RUNS]:
-        if not running_in(old):
-            shutil.rmtree(old)
+    with contextlib.suppress(FileNotFoundError):  # another one tidies, too
+        for old in sorted(RUN_DIR.glob("once-*"), key=lambda folder: folder.stat().st_mtime)[:-_KEPT_RUNS]:
+            if not running_in(old):
+                shutil.rmtree(old, ignore_errors=True)
     server = Server(Path(tempfile.mkdtemp(prefix="once-", dir=RUN_DIR)), port, stages)
     code = 1
     try:

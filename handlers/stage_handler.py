@@ -73,8 +73,14 @@ class StageHandler:
         self._loaded = stage_class.load(section, context.system_properties.get("gpu_id"))
         self._metrics = _Metrics(context.metrics, self._loaded)
         self._files = JobFiles()
-        descriptions.put(self._loaded.describe())
+        self._describe()
         logger.info("%s is loaded: %s", stage, self._loaded.identity)
+
+    def _describe(self) -> None:
+        try:
+            descriptions.put(self._loaded.describe())
+        except Exception:  # whatever a driver does, the requests are answered
+            logger.warning("the worker cannot describe itself", exc_info=True)
 
     def handle(self, rows: list[Row], context: Context) -> list[bytes]:
         """Answer a batch of requests, each on its own."""
@@ -109,7 +115,7 @@ class StageHandler:
             answers[index] = replies[index].end(outcome)
         if jobs:
             self._metrics.measure()
-            descriptions.put(self._loaded.describe())
+            self._describe()
         return [answers[index] for index in range(len(rows))]
 
 

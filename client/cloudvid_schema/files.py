@@ -127,8 +127,12 @@ def _write_once(path: Path, data: bytes, disk: Disk) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file that is always read as a whole, without waiting for the disk: for what a crash may take."""
     temporary = _temporary(path)
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:  # Ctrl-C included
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove_leftovers(folder: Path) -> None:

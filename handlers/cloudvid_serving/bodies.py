@@ -68,8 +68,12 @@ def read(stage: Stage, body: Body) -> tuple[Request, bytes | None]:
         picture = body.content
         if not picture:
             raise RequestError.unreadable("the body is empty; it must be the picture's bytes")
-    if stage is Stage.I2V and picture is None and (image := values.pop("image", None)) is not None:
-        picture = _base64(image)
+    if stage is Stage.I2V and body.content_type == protocol.JSON:
+        image = values.pop("image", None)
+        if (size := len(body.content) - (len(image) if isinstance(image, str) else 0)) > MAX_PARAMETERS_BYTES:
+            rule = f"the parameters must have at most {MAX_PARAMETERS_BYTES} bytes"
+            raise RequestError(413, "TooLarge", f"{rule}, got {size}")
+        picture = None if image is None else _base64(image)
     _add_fields(values, fields, stage)
     faults: list[Fault] = []
     try:

@@ -21,10 +21,18 @@ def _path(stage: Stage) -> Path:
 def put(description: Description) -> None:
     """Write what a worker says of itself. One that has measured nothing yet has the pace of its predecessor."""
     before = get(description.stage)
-    if not description.seconds and before and (before.model, before.device) == (description.model, description.device):
+    if not description.seconds and before and _what_sets_the_pace(before) == _what_sets_the_pace(description):
         description = description.model_copy(update={"seconds": before.seconds})
-    with suppress(OSError):  # a full disk is no reason to fail
-        replace_file(_path(description.stage), description.model_dump_json().encode())
+    path = _path(description.stage)
+    try:
+        replace_file(path, description.model_dump_json().encode())
+    except OSError:  # a full disk is no reason to fail, but what is there now may be untrue
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _what_sets_the_pace(told: Description) -> tuple[object, ...]:
+    return told.model, told.precision, told.settings, told.device.partition(":")[0]
 
 
 def get(stage: Stage) -> Description | None:

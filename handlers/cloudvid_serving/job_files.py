@@ -5,6 +5,7 @@ that end: a worker looks for it between two steps, and before it begins a job th
 """
 
 import os
+import shutil
 import tempfile
 import time
 from contextlib import suppress
@@ -31,7 +32,11 @@ class JobFiles:
         self.write(JobStatus(id=job, stage=stage, state="queued", since=time.time()))
 
     def cancel(self, job: str) -> JobStatus | None:
-        """Ask for a job's end, even if it is not known yet. Returns what is known of it."""
+        """Ask for a job's end, even if it is not known yet. Returns what is known of it.
+
+        Raises:
+            OSError: that cannot be noted.
+        """
         self._folder.mkdir(exist_ok=True, mode=0o700)
         self.cancellation(job).touch()
         return self._read(self._record(job))
@@ -48,8 +53,18 @@ class JobFiles:
 
     def remove(self, job: str) -> None:
         """Forget a job that has ended."""
-        for path in (self._record(job), self.cancellation(job)):
-            path.unlink(missing_ok=True)
+        self.forget(job)
+        with suppress(OSError):
+            self.cancellation(job).unlink(missing_ok=True)
+
+    def forget(self, job: str) -> None:
+        """Forget an announcement; where the job was cancelled, it stays so if it arrives after all."""
+        with suppress(OSError):
+            self._record(job).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Forget an earlier server's."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def worker_of(self, job: str) -> int | None:
         """Process id of the worker that carries a job out, if one does."""

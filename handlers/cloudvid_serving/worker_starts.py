@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -35,19 +36,19 @@ class WorkerStarts:
         """Note the start of a worker process with this command line."""
         names = list(arguments)
         socket = names[names.index("--sock-name") + 1] if "--sock-name" in names[:-1] else f"process {os.getpid()}"
-        self._folder.mkdir(exist_ok=True, mode=0o700)
-        with (self._folder / stage).open("a") as file:
-            file.write(json.dumps([socket, time.time()]) + "\n")
+        with suppress(OSError):  # a full disk keeps no worker from its work
+            self._folder.mkdir(exist_ok=True, mode=0o700)
+            with (self._folder / stage).open("a") as file:
+                file.write(json.dumps([socket, time.time()]) + "\n")
 
     def restarts(self, stage: str) -> Restarts:
         """How often workers of a stage were started again, and when last."""
-        found, known = Restarts(count=0, last=0.0), set()
-        try:
-            starts = [json.loads(line) for line in (self._folder / stage).read_text().splitlines()]
-        except FileNotFoundError:
-            return found
-        for socket, at in starts:
-            if socket in known:
-                found = Restarts(count=found["count"] + 1, last=at)
-            known.add(socket)
+        found, known = Restarts(count=0, last=0.0), set[str]()
+        with suppress(OSError):
+            for line in (self._folder / stage).read_text().splitlines():
+                with suppress(ValueError):  # a line that was cut off
+                    socket, at = json.loads(line)
+                    if socket in known:
+                        found = Restarts(count=found["count"] + 1, last=at)
+                    known.add(socket)
         return found

@@ -53,8 +53,9 @@ class ImageToVideo(PipelineStage[ImageToVideoSettings, _Accepted]):
         try:
             media.mp4_bytes(np.zeros((2, 64, 64, 3), np.uint8), 7, None)
         except (RuntimeError, OSError) as error:
-            rule = "ffmpeg cannot encode clips; IMAGEIO_FFMPEG_EXE may name one that has libx264"
-            raise SettingsError(f"{rule}: {error}") from None
+            if "No space left" not in str(error):  # that is not ffmpeg's fault, and may be over by the first clip
+                rule = "ffmpeg cannot encode clips; IMAGEIO_FFMPEG_EXE may name one that has libx264"
+                raise SettingsError(f"{rule}: {error}") from None
         return super().load(section, gpu_id)
 
     def _accept(self, job: Job) -> _Accepted:

@@ -1,5 +1,6 @@
 """Commands for one picture or one clip: image, video."""
 
+import functools
 import secrets
 import sys
 import time
@@ -48,9 +49,8 @@ def image(
 ) -> None:
     """Make one picture from a prompt."""
     path = _target(output, "image.png", force)
-    _make(
-        client, Stage.T2I, leave_running, path, force, lambda **more: client.text_to_image(prompt, **parameters, **more)
-    )
+    send = functools.partial(client.text_to_image, prompt, **parameters)
+    _make(client, Stage.T2I, send, leave_running=leave_running, output=path, force=force)
 
 
 @takes_client
@@ -66,14 +66,8 @@ def video(
 ) -> None:
     """Make one clip from a picture."""
     path = _target(output, "video.mp4", force)
-    _make(
-        client,
-        Stage.I2V,
-        leave_running,
-        path,
-        force,
-        lambda **more: client.image_to_video(picture, **parameters, **more),
-    )
+    send = functools.partial(client.image_to_video, picture, **parameters)
+    _make(client, Stage.I2V, send, leave_running=leave_running, output=path, force=force)
 
 
 def _free(path: Path) -> Path:
