@@ -14,7 +14,6 @@ from cloudvid.batch.events import (
     BatchFinished,
     BatchStarted,
     SceneDone,
-    SceneFailed,
     SceneSkipped,
     StageDone,
     StageProgress,
@@ -72,22 +71,15 @@ def test_the_pace_is_the_time_between_two_steps():
     assert shown.at(220, progress("a", I2V, 1)) == ["  a: i2v denoise 1/25"], "each stage has its own pace"
 
 
-def test_the_time_left_is_that_of_the_slower_stage():
+def test_the_time_left_of_the_batch_counts_down_between_estimates():
     shown = Shown(scenes=4)
-    shown.at(0, started("a", T2I))
-    shown.at(100, done("a", T2I))
-    shown.at(100, started("a", I2V))
-    assert shown.at(120, progress("a", I2V, 1)) == ["  a: i2v denoise 1/25, 0:06:00 left"], "three pictures, 120 s each"
-    shown.at(1100, done("a", I2V))
-    shown.at(1100, started("b", I2V))
-    (line,) = shown.at(1200, progress("b", I2V, 1))
-    assert line == "  b: i2v denoise 1/25, 0:55:00 left", "three clips, 1100 s each"
-    shown.at(1300, SceneFailed(scene="c", stage=T2I, error="Rejected", message="no"))
-    (line,) = shown.at(1400, progress("b", I2V, 2, phase="decode"))
-    assert line == "  b: i2v decode 2/25, 0:43:20 left", "two clips, 1300 s each"
-    shown.at(1500, SceneSkipped(scene="d"))
-    (line,) = shown.at(8300, progress("b", I2V, 3, phase="decode"))
-    assert line == "  b: i2v decode 3/25, 2:16:40 left", "one clip of 8200 s; no picture is left"
+    shown.at(0, started("a", I2V))
+    told = progress("a", I2V, 1).model_copy(update={"seconds_left": 360.0})
+    assert shown.at(120, told) == ["  a: i2v denoise 1/25, 0:06:00 left of the batch"]
+    (line,) = shown.at(180, progress("a", I2V, 2))
+    assert line == "  a: i2v denoise 2/25, 60.00 s/step, 0:05:00 left of the batch"
+    (line,) = shown.at(900, progress("a", I2V, 3, phase="decode"))
+    assert line == "  a: i2v decode 3/25, 0:00:00 left of the batch"
 
 
 @pytest.mark.parametrize(
