@@ -108,7 +108,7 @@ def test_a_make_variable_is_passed_on_as_it_stands(how, tmp_path):
     for target in ("run", "start", "stop", "proxy", "demo-models"):
         environment = os.environ | ({} if given else values)
         done = subprocess.run(
-            ["make", target, *given],
+            ["make", "--no-print-directory", target, *given],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -226,7 +226,7 @@ class LiveView(View):
             self._progress.refresh()
 
     def _print(self, line: str, style: str = "") -> None:
-        self._progress.console.print(line, style=style, markup=False, highlight=False)
+        self._progress.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _move(self, stage: Stage, detail: str = "", scene: str = "") -> None:
         done = len(self._pace.settled[stage])
