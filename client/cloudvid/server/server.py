@@ -153,7 +153,7 @@ class Server:
         """
         question = self._questions.get(stage)
         seen = self.manage(stage)
-        if (description := self.jobs.description(stage)) is not None:
+        if seen.ready and (description := self.jobs.description(stage)) is not None:
             running = sum(job.state == "running" for job in self.jobs.listed(stage))
             update = {"description": description, "busy": running >= seen.ready, "unhealthy": self.is_unhealthy(stage)}
             return seen.model_copy(update=update)
