@@ -10,6 +10,7 @@ from cloudvid import Stage, parse_scenes, render
 from cloudvid.batch.estimate import Estimate, Task
 from cloudvid.batch.plan import make_plan
 from cloudvid_schema.protocol import Description
+from support import ROOT
 from support.command_line import cloudvid
 from support.fake_management import Fake, worker
 from support.fake_server import fake_server
@@ -212,6 +213,31 @@ def test_what_is_left_is_right_from_a_tenth_on(scenes, workers, pace, before):
     for (_, earlier), (_, later) in pairwise(told):
         assert later <= earlier * 1.1 + 1e-6
     assert run.told[-1][1] == 0.0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests/data/estimates").glob("*.json")), ids=lambda path: path.stem)
+def test_recorded_runs_had_the_right_time_left(path):
+    """Runs of the demo models on a busy machine of two cores: what the estimate was told, and when."""
+    run, clock = json.loads(path.read_text()), Clock()
+    described = {
+        Stage(name): Description(stage=name, model="m@1", seconds=seconds) for name, seconds in run["seconds"].items()
+    }
+    files = {(task["scene"], task["stage"]): task | {"stage": Stage(task["stage"])} for task in run["tasks"]}
+    estimate = Estimate([Task(**task) for task in files.values()], described, run["workers"], clock)
+    first, told = estimate.left(), []
+    for clock.now, what, scene, *more in run["calls"]:
+        arguments = [scene, *(Stage(more[0]), *more[1:])] if more else [scene]
+        getattr(estimate, what)(*([Task(**files[tuple(arguments)])] if what == "begin" else arguments))
+        told.append((clock.now, estimate.left()))
+    whole = clock.now
+    if all(run["seconds"].values()):
+        assert first == pytest.approx(whole, rel=0.5), "from the first second"
+    told = [(at, left) for at, left in told if at >= whole / 10 and left is not None]
+    assert len(told) > 40
+    for at, left in told:
+        assert left == pytest.approx(whole - at, rel=0.3, abs=0.06 * whole), at
+    for (_, earlier), (_, later) in pairwise(told):
+        assert later <= earlier * 1.1 + 1e-6
 
 
 # --- limits

@@ -17,7 +17,9 @@ from cloudvid_schema.sizes import DEFAULT_FRAMES
 
 _PRIOR_SHARE = 0.05
 """Of a batch's work, as much as the server's own measurement counts."""
-_MOST_RISE, _RISE_SECONDS = 1.1, 10.0
+_MOST_RISE, _RISE_SECONDS, _FAR = 1.1, 10.0, 1.3
+_LEAST = 3
+"""Steps that tell a pace where nothing was known before: events come in bursts."""
 _LEARNING = 0.1
 """Share of the time."""
 _SCHEDULE_SECONDS = 0.5
@@ -35,6 +37,8 @@ class Task:
     steps: int
     done: int = 0
     """Steps."""
+    decoded: float = 0.0
+    """Share of the rest."""
     since: float | None = None
     """Time of the last step; None before the first."""
 
@@ -47,19 +51,20 @@ class Task:
 
 
 class _Pace:
-    """Seconds per unit of work: what was measured before the batch, and in it."""
+    """Seconds per unit of work: what was measured before the batch, and in it, where at least so often."""
 
-    def __init__(self, before: float | None, expected: float) -> None:
+    def __init__(self, before: float | None, expected: float, least: int) -> None:
         weight = 0.0 if before is None else _PRIOR_SHARE * expected
-        self._seconds, self._units = (before or 0.0) * weight, weight
+        self._seconds, self._units, self._lacking = (before or 0.0) * weight, weight, 0 if weight else least
 
     def observe(self, seconds: float, units: float) -> None:
         self._seconds += seconds
         self._units += units
+        self._lacking -= 1
 
     @property
     def value(self) -> float | None:
-        return self._seconds / self._units if self._units else None
+        return self._seconds / self._units if self._units and self._lacking <= 0 else None
 
 
 class Estimate:
@@ -87,8 +92,10 @@ class Estimate:
             mine = [task for task in self._tasks.values() if task.stage is stage]
             told = described.get(stage)
             before = told.seconds if told else {}
-            self._steps[stage] = _Pace(before.get("denoise"), sum(task.megapixels * task.steps for task in mine))
-            self._rest[stage] = _Pace(before.get("decode"), sum(task.megapixels for task in mine))
+            self._steps[stage] = _Pace(
+                before.get("denoise"), sum(task.megapixels * task.steps for task in mine), _LEAST
+            )
+            self._rest[stage] = _Pace(before.get("decode"), sum(task.megapixels for task in mine), 1)
         self._shown: float | None = None
         self._began = self._rose_at = clock()
         self._scheduled_at = self._began - _SCHEDULE_SECONDS
@@ -100,7 +107,12 @@ class Estimate:
     def step(self, scene: str, stage: Stage, phase: Phase, step: int, steps: int) -> None:
         """A step is done."""
         task, now = self._tasks.get((scene, stage)), self._clock()
-        if task is None or phase != "denoise":
+        if task is None or phase == "encode":
+            return
+        if phase == "decode":
+            if task.since is not None:
+                self._rest[stage].observe(now - task.since, task.megapixels * (step / steps - task.decoded))
+            task.decoded, task.since = step / steps, now
             return
         if task.since is not None:  # the time before the first step was spent in the queue, too
             self._steps[stage].observe(now - task.since, task.megapixels)
@@ -110,7 +122,7 @@ class Estimate:
         """A file is there."""
         task = self._tasks.pop((scene, stage), None)
         if task and task.since is not None:
-            self._rest[stage].observe(self._clock() - task.since, task.megapixels)
+            self._rest[stage].observe(self._clock() - task.since, task.megapixels * (1 - task.decoded))
 
     def drop(self, scene: str) -> None:
         """Nothing more is made of a scene."""
@@ -120,14 +132,15 @@ class Estimate:
     def left(self) -> float | None:
         """Seconds; None where a stage's pace is not known yet.
 
-        After the first tenth, in which the pace is learned, it falls, and rises only slowly if it has to.
+        After the first tenth, in which the pace is learned, it falls; it rises slowly if it has to, and at once only
+        if it is far from the truth.
         """
         now = self._clock()
         if self._shown is not None and now - self._scheduled_at < _SCHEDULE_SECONDS:
             return self._shown
         raw, self._scheduled_at = self.seconds(), now
         is_learning = raw is not None and now - self._began < _LEARNING * (now - self._began + raw)
-        if raw is None or self._shown is None or is_learning:
+        if raw is None or self._shown is None or is_learning or raw > self._shown * _FAR:
             self._shown, self._rose_at = raw, now
         elif raw <= self._shown * _MOST_RISE:
             self._shown = min(self._shown, raw)
@@ -154,9 +167,9 @@ class Estimate:
     def _seconds(self, task: Task) -> float | None:
         """What is left of a file, on one worker."""
         step, rest = self._steps[task.stage].value, self._rest[task.stage].value
-        if step is None:
-            return None
-        rest = step if rest is None else rest
+        if step is None or rest is None:
+            return None  # decoding takes as long as one step or as thirty: no guess is better than a wrong one
+        rest *= 1 - task.decoded
         now_at = step if task.done < task.steps else rest
         gone = 0.0 if task.since is None else min(self._clock() - task.since, task.megapixels * now_at)
         return task.megapixels * ((task.steps - task.done) * step + rest) - gone
