@@ -1,4 +1,4 @@
-"""Cancelling: a job ends within one step, whoever asks for it and wherever it waits, and no other job is touched."""
+"""Cancelling: a job ends within one step, no matter who asks for it and where it waits, and no other job is touched."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_a_cancelled_job_ends_after_the_step_in_hand(loaded):
     assert [step for _, step, _ in steps] == [1, 2]
 
 
-def test_a_job_after_a_cancelled_one_has_the_bytes_it_always_has(loaded):
+def test_a_job_after_a_cancelled_one_has_its_usual_bytes(loaded):
     request, picture = stages.REQUESTS[loaded.stage]
     before = stages.run(loaded, request, picture)
     seen = []
@@ -48,7 +48,7 @@ def test_a_job_after_a_cancelled_one_has_the_bytes_it_always_has(loaded):
     assert stages.run(loaded, request, picture).data == before.data
 
 
-def test_a_job_that_was_cancelled_in_the_queue_is_not_begun(loaded):
+def test_a_job_cancelled_in_the_queue_is_not_begun(loaded):
     steps = []
     request, picture = stages.REQUESTS[loaded.stage]
     job = Job(request, picture, on_step=lambda *step: steps.append(step), is_cancelled=lambda: True)
@@ -57,7 +57,7 @@ def test_a_job_that_was_cancelled_in_the_queue_is_not_begun(loaded):
     assert not steps
 
 
-def test_the_others_of_a_batch_go_on_without_the_cancelled_one(tiny_models):
+def test_the_others_of_a_batch_go_on(tiny_models):
     loaded = stages.load(tiny_models["t2i"], "t2i")
     first, second = (stages.prompt(seed=seed) for seed in (1, 2))
     whole = loaded.run([Job(first), Job(second)])
@@ -74,7 +74,7 @@ def test_the_others_of_a_batch_go_on_without_the_cancelled_one(tiny_models):
 # --- the files
 
 
-def test_a_running_job_is_on_record_from_its_start_to_its_end(tmp_path):
+def test_a_running_job_is_on_record_until_its_end(tmp_path):
     files = JobFiles(tmp_path)
     job = RunningJob(files, "a.1", "i2v")
     (status,) = files.all()
@@ -130,7 +130,7 @@ def test_records_of_dead_workers_and_old_cancellations_vanish(tmp_path):
 # --- a server
 
 
-def test_a_server_ends_running_and_queued_jobs_and_keeps_its_worker(server):
+def test_running_and_queued_jobs_end_and_the_worker_stays(server):
     client, pids = server.client(), server.pids("i2v")
     jobs = client.server.jobs
     before = client.image_to_video(stages.picture((64, 64)), num_frames=2, num_inference_steps=1, seed=3).data

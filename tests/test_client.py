@@ -255,7 +255,7 @@ def test_a_changed_key_is_read_and_sent_again(tmp_path):
     assert len(server.seen) == 2
 
 
-def test_a_key_files_keys_leave_the_host_for_named_addresses_only(tmp_path):
+def test_a_key_files_keys_go_to_named_addresses_only(tmp_path):
     keys(tmp_path / "key_file.json", "k")
     with fake_server(lambda seen: error(400, "InvalidKeyException")) as server:
         other = server.url.replace("127.0.0.1", "127.1")  # an address that is_local does not know

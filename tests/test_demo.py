@@ -117,7 +117,7 @@ def test_interrupted_training_continues_from_its_checkpoint(tmp_path):
     assert len(more) == 5
 
 
-def test_a_loss_that_is_no_number_leaves_the_checkpoint_as_it_was(tmp_path):
+def test_a_loss_that_is_nan_leaves_the_checkpoint_untouched(tmp_path):
     checkpoint = tmp_path / "part.pt"
     network, batches, _ = line(interrupt_at(3))
     with pytest.raises(Interrupted):
@@ -144,7 +144,7 @@ def test_the_temporal_decoder_starts_frame_by_frame_and_learns():
     assert not any("spatial_res_block" in name for name in learning)
 
 
-def test_a_part_belongs_to_the_image_vae_that_it_was_trained_with(tmp_path):
+def test_a_part_belongs_to_its_own_image_vae(tmp_path):
     def write(part: str, weights: bytes) -> Path:
         (tmp_path / part).mkdir(exist_ok=True)
         (tmp_path / part / "weights.safetensors").write_bytes(weights)

@@ -256,7 +256,7 @@ def test_a_plan_names_what_the_server_would_refuse(tmp_path):
     assert plan(tmp_path, SCENE, t2i=PAINTER, i2v=ANIMATOR).refused == []
 
 
-def test_a_run_makes_no_picture_for_a_clip_over_the_limits(tmp_path):
+def test_no_picture_is_made_for_a_clip_over_the_limits(tmp_path):
     with fake_torchserve() as server:
         stage = server.pool[I2V][0].handler._loaded
         described = stage.describe().model_copy(update={"limits": {"max_frames": 1}, "num_frames": 2})

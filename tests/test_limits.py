@@ -126,7 +126,7 @@ def test_a_picture_file_may_have_exactly_the_limit(load, setting, limit, code, s
     assert said in body.message
 
 
-def test_the_work_of_a_clip_is_bounded_unless_an_operator_lifts_it(load):
+def test_the_work_of_a_clip_is_bounded_by_default(load):
     days = {"width": 2048, "height": 2048, "num_frames": 128, "num_inference_steps": 500}
     body = refusal(load("i2v"), clip(**days), PICTURE)
     assert "must be at most 20000 on this server, and is 268435" in body.message

@@ -89,7 +89,7 @@ def test_busy_workers_are_asked_once_and_keep_their_description():
         assert all(seen.busy for seen in looks)
         assert {seen.description.model for seen in looks} == {"model@1234567890abcdef"}
         fake.pending["t2i"] = 3
-        assert client.status(T2I, patience=0.05).queue == 2, "our own question is nobody's request"
+        assert client.status(T2I, patience=0.05).queue == 2, "our own question is not a request"
         fake.free.set()
         fake.pending["t2i"] = 0
         assert client.status(T2I, patience=30).description.model == "other@1"

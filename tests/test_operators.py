@@ -286,7 +286,7 @@ def test_the_server_started_last_is_found_from_any_folder(tmp_path, monkeypatch)
 class Sampler:
     """Looks at both stages again and again, and holds what it sees against what is known to be so.
 
-    `known` has a stage's number of workers while nobody changes it, None meanwhile.
+    `known` has a stage's number of workers while it stays the same, else None.
     """
 
     def __init__(self, client):

@@ -116,7 +116,7 @@ def test_a_profile_that_cannot_be_used_changes_nothing(mode, profile):
 
 
 @pytest.mark.parametrize(("gamma", "grey"), [(45455, 128), (55556, 146), (100_000, 188)])
-def test_a_pngs_gamma_is_applied_unless_it_is_the_usual_one(gamma, grey):
+def test_an_unusual_gamma_of_a_png_is_applied(gamma, grey):
     data = png(chunk(b"gAMA", gamma.to_bytes(4, "big")), pixels=rows(value=b"\x80"))
     assert open_picture(data).getpixel((5, 5)) == (grey, grey, grey)
 

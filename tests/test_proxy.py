@@ -246,7 +246,7 @@ def test_errors_look_like_those_of_a_stage(seen):
         assert (error_of(answer).code, error_of(answer).type) == (status, kind)
         assert answer.headers.get("Allow") == ("POST" if status == 405 else None)
         assert answer.headers.get("WWW-Authenticate") == ("Bearer" if status == 401 else None)
-        assert answer.headers["Server"] == "nginx", "its version is nobody's business"
+        assert answer.headers["Server"] == "nginx", "its version is not shown"
     assert requests_seen == []
 
 

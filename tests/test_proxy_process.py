@@ -183,7 +183,7 @@ def test_nginx_ends_with_a_proxy_that_is_killed(tmp_path):
         assert not alive_after(children, 20)
 
 
-def test_what_a_killed_proxy_left_is_swept_at_the_next_start(tmp_path):
+def test_a_start_sweeps_what_a_killed_proxy_left(tmp_path):
     with recorder(tmp_path) as (first, _), recorder(tmp_path) as (second, _):
         left, kept = folder_of(first), folder_of(second)
         children = psutil.Process(first.process.pid).children(recursive=True)
@@ -269,7 +269,7 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path, seen):
 
 
 def test_keys_are_renewed_shortly_before_they_expire(server):
-    """Against the real server; the rest of the tests read the key file anew."""
+    """Against the real server; the rest of the tests read the key file again."""
     renewal = Renewal(server.process.port + 1, server.key_file)
     first = read_keys(server.key_file)
     for key in (first.inference, first.management, "wrong", None):

@@ -200,7 +200,7 @@ def test_an_interrupt_during_a_wait_yields_the_last_event(tmp_path):
 
 
 def test_a_batch_starts_at_once_and_names_the_models_later(tmp_path):
-    """Whoever starts a batch is told so, however long the server takes."""
+    """The start of a batch is reported at once, however long the server takes."""
     is_asked, may_answer = threading.Event(), threading.Event()
     with fake_torchserve() as server:
         client = client_of(server)

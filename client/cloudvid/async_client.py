@@ -28,7 +28,7 @@ def _awaited(
 
         def settle(result: R | None, error: BaseException | None) -> None:
             if ended.cancelled():
-                return  # nobody waits for it any more
+                return  # its task was
             if error is not None:
                 ended.set_exception(error)
             else:
@@ -44,7 +44,7 @@ def _awaited(
                 loop.call_soon_threadsafe(settle, result, failed)
 
         async with self._room:
-            # A daemon: a program that ends does not wait for a request that nobody waits for.
+            # A daemon: a program that ends does not wait for a cancelled request.
             threading.Thread(target=work, name=method.__name__, daemon=True).start()
             return await ended
 

@@ -41,7 +41,7 @@ def average(seconds: dict[str, float], timings: dict[str, float], pixels: int, s
 
 @dataclass
 class Stopwatch:
-    """Times the phases of one call of a pipeline, passes its steps on, and ends it once nobody wants its files."""
+    """Times the phases of one call of a pipeline, passes its steps on, and ends it once all its jobs are cancelled."""
 
     device: torch.device
     jobs: Sequence[Job]

@@ -85,7 +85,7 @@ class StageRunner:
         self._stop.set()
 
     def cancel(self) -> None:
-        """Ask the server to end what is in progress: nobody waits for it any more."""
+        """Ask the server to end what is in progress: its results are no longer wanted."""
         with self._counting:
             sent, self._sent = self._sent, {}
         self.client.server.jobs.cancel_these(sent.items())

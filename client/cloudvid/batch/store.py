@@ -46,7 +46,7 @@ class Store:
         self.batch = secrets.token_hex(6)
         """The beginning of its jobs' ids."""
         self.left_behind: str | None = None
-        """The same of a batch that was killed here, whose jobs nobody waits for any more."""
+        """The same of a batch that was killed here, whose results are no longer wanted."""
         self._room = threading.Lock()
         self._promised = 0
         self._added: dict[str, Record] = {}

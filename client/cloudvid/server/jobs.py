@@ -15,7 +15,7 @@ from cloudvid.endpoints.answers import error_body, plain
 from cloudvid.endpoints.connection import Connection
 from cloudvid_schema.protocol import Description, JobStatus, Stage
 
-_PATIENCE_SECONDS = 3.0  # nobody waits longer for a courtesy
+_PATIENCE_SECONDS = 3.0  # a courtesy is worth no longer wait
 
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
@@ -62,7 +62,7 @@ class Jobs:
                 self._call("PUT", stage, f"/{job}")
 
     def cancel_these(self, jobs: Iterable[tuple[str, Stage]]) -> bool:
-        """Cancel jobs that nobody waits for any more, where that is possible. Returns whether it was for all."""
+        """Cancel jobs whose results are no longer wanted, where that is possible. Returns whether it was for all."""
         silent: set[Stage] = set()
         for job, stage in jobs:
             if stage not in silent:
