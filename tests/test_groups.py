@@ -33,10 +33,10 @@ def test_jobs_of_one_kind_run_together_with_own_seeds(load):
     assert sizes == [3, 1]
     assert "prompt: its length in characters must be at most 10" in str(outcomes[3])
     together = [decoded(outcomes[index].data) for index in (0, 1, 2, 4)]
-    alone = [decoded(run(loaded, requests[index]).data) for index in (0, 1, 2, 4)]
-    for one, other in zip(together, alone, strict=True):
+    single = [decoded(run(loaded, requests[index]).data) for index in (0, 1, 2, 4)]
+    for one, other in zip(together, single, strict=True):
         assert one.shape == other.shape
-        assert abs(one - other).max() <= 1, "together or alone differ in the last bits"
+        assert abs(one - other).max() <= 1, "together or by themselves they differ in the last bits"
     assert abs(together[0] - together[3]).max() <= 1, "nor does a place in the batch change more"
     assert abs(together[0] - together[1]).max() > 1
     assert outcomes[0].recipe["batch_size"] == 3

@@ -37,9 +37,9 @@ def test_a_failed_round_names_the_command_that_repeats_it(tmp_path, capsys):
     whole = carried_out(toy, tmp_path, is_timed=False)
     assert (whole.run, [failure["round"] for failure in whole.failures]) == (10, [3])
     assert "again: make soak CASES=F0 SEED=7 ROUND=3" in capsys.readouterr().err
-    alone = carried_out(toy, tmp_path, range(3, 4), is_timed=False)
-    assert alone.failures == whole.failures
-    assert alone.run == 1
+    single = carried_out(toy, tmp_path, range(3, 4), is_timed=False)
+    assert single.failures == whole.failures
+    assert single.run == 1
 
 
 def test_a_case_fails_with_all_that_failed(tmp_path):
