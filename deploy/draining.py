@@ -54,9 +54,9 @@ def drain(
     clock: Callable[[], float] = time.monotonic,
 ) -> InHand:
     """Wait until a server has nothing in hand, at most so many seconds. Returns what is left."""
-    began, shown = clock(), ""
+    began, shown = clock(), None
     while (left := look()) and clock() - began < seconds:
-        if shown != (shown := f"waiting up to {seconds:g} s for the server's requests: {left}"):
-            print(shown, flush=True)
+        if shown != (shown := ([job.id for job in left.running], left.waiting)):
+            print(f"waiting up to {seconds:g} s for the server's requests: {left}", flush=True)
         sleep(_POLL_SECONDS)
     return left

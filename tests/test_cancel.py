@@ -155,6 +155,7 @@ def test_the_command_line_shows_a_job_and_cancels_it(server, tmp_path):
     assert isinstance(held.end(), errors.Cancelled)
     later = cloudvid("cancel", "shown", cwd=tmp_path, environment=server.environment)
     assert later.stdout == "shown: not known; if it arrives within a day, it is not carried out\n"
+    assert later.returncode == 1
     assert isinstance(HeldClip(server.client(), "shown", begins=False).end(), errors.Cancelled)
     refused = cloudvid("cancel", "../shown", cwd=tmp_path, environment=server.environment)
     assert refused.returncode == 2

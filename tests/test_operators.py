@@ -264,7 +264,7 @@ def test_the_server_started_last_is_found_from_any_folder(tmp_path, monkeypatch)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     none = cloudvid("wait", "--timeout", 0, cwd=tmp_path).stderr
     assert none.startswith("error: nothing answers at http://127.0.0.1:8080/ping: ")
-    assert "no server was started on this machine: `make start`, or name its address" in none
+    assert "no server runs on this machine: `make start`, or name its address" in none
     run_dir = tmp_path / "server/.run"
     run_dir.mkdir(parents=True)
     with fake_server(Fake()) as server:

@@ -43,7 +43,7 @@ from cloudvid_schema.protocol import (
     Started,
 )
 
-_NONE_FOUND = "no server was started on this machine: `make start`, or name its address (`server`, CLOUDVID_SERVER)"
+_NONE_FOUND = "no server runs on this machine: `make start`, or name its address (`server`, CLOUDVID_SERVER)"
 
 
 class Client:

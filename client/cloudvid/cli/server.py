@@ -87,9 +87,13 @@ def cancel(
     """
     if wrong := [job for job in jobs if not re.fullmatch(JOB_ID, job)]:
         raise typer.BadParameter(f"must be {JOB_ID_RULE}, got {wrong[0]!r}", param_hint="JOB")
+    unknown = 0
     for job in jobs:
         known = client.server.jobs.cancel(job)
+        unknown += not known
         print(f"{job}: {'cancelled' if known else 'not known; if it arrives within a day, it is not carried out'}")
+    if unknown:
+        raise typer.Exit(1)
 
 
 def _documents(found: Mapping[Stage, Seen]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def _target(output: Path | None, default: str, force: bool) -> Path:
     suffix = Path(default).suffix
     if output is None:
         output = Path(default) if force else _free(Path(default))
-    if output.suffix.lower() not in (suffix, ""):
+    if output.suffix.lower() not in (suffix, "") or output.name == "-":
         raise typer.BadParameter(f"must end with {suffix}, which the file will be, got {output}", param_hint="--output")
     try:
         check_writable(output)

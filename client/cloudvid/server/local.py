@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,7 +69,7 @@ class LocalServer:
 
     def last_lines(self) -> tuple[str, ...]:
         """The end of its log."""
-        return tuple(tail(self.run_dir / "server.log", _LAST_LINES))
+        return tuple(tail(self.run_dir / "server.log", _LAST_LINES, without=("ACCESS_LOG", "TS_METRICS")))
 
 
 def server_in(run_dir: Path) -> LocalServer | None:
@@ -106,9 +106,10 @@ def death_at(url: str) -> tuple[str, tuple[str, ...]] | None:
     return None
 
 
-def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a log that are not empty; none if it cannot be read."""
-    return [line for line in _end(path).splitlines() if line.strip()][-lines:]
+def tail(path: Path, lines: int, without: Sequence[str] = ()) -> list[str]:
+    """The last lines of a log that are not empty and have none of these words; none if it cannot be read."""
+    kept = [line for line in _end(path).splitlines() if line.strip() and not any(word in line for word in without)]
+    return kept[-lines:]
 
 
 def _end(path: Path, since: int = 0) -> str:
