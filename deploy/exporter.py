@@ -103,7 +103,7 @@ class Exporter:
         for stage in self._stages:
             if state := self._state(stage):
                 pending.append(f'cloudvid_pending_requests{{stage="{stage}"}} {state["pending_requests"]}')
-                count = WorkerStarts().restarts(stage)["count"]
+                count = state.get("restarts", {"count": 0})["count"]
                 restarts.append(f'cloudvid_worker_restarts_total{{stage="{stage}"}} {count}')
                 for status, count in state["workers"].items():
                     workers.append(f'cloudvid_workers{{stage="{stage}",status="{status}"}} {count}')

@@ -98,8 +98,7 @@ class Jobs:
             mine = [status for status in found if status.stage == stage]
             late = [status for status in mine if status.state == "queued" and self._is_late(status)]
             state = self._state(stage)
-            waiting = state["pending_requests"] if state else len(late)
-            lost = late[: len(late) - min(waiting, len(late))]
+            lost = late[: max(0, len(late) - state["pending_requests"])] if state else []
             for status in lost:
                 self._files.forget(status.id)
             listed += [status for status in mine if status not in lost]

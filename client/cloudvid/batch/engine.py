@@ -143,9 +143,12 @@ class _Batch:
         yield events.ModelsKnown(models=self._watch.models, seconds_left=self._seconds_left())
         while not self._is_unwritable() and not self._is_failed():
             self._give_up()
-            while not self._is_failed() and (stage := self._next_stage()):
-                yield from self._begin(self._waiting[stage].popleft(), stage)
-            if not self._running.total():
+            while stage := self._next_stage():
+                each = self._waiting[stage].popleft()
+                yield from self._begin(each, stage)
+                if self._options.fail_fast and each.end == "failed":
+                    break
+            if self._is_failed() or not self._running.total():
                 break
             try:
                 item = self._runner.inbox.get(timeout=_TICK_SECONDS)  # meanwhile a worker may become ready

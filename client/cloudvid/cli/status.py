@@ -75,7 +75,7 @@ def table(found: Mapping[Stage, Seen], width: int | None = None) -> str:
 
 
 def running_jobs(client: Client, stages: Iterable[Stage]) -> list[JobStatus]:
-    """The jobs that wait or run; none where the server does not tell."""
+    """The jobs that wait or run; empty if the server does not list them."""
     try:
         return client.server.jobs.listed(*stages)
     except CloudVidError:
@@ -83,7 +83,7 @@ def running_jobs(client: Client, stages: Iterable[Stage]) -> list[JobStatus]:
 
 
 def jobs_table(jobs: Iterable[JobStatus], now: Callable[[], float] = time.time) -> list[str]:
-    """The lines of a table with a row for every job; none where there is no job."""
+    """The lines of a table with a row for every job; no lines if there is no job."""
     rows = [(job.id, job.stage, job.state, _step(job), f"{max(0.0, now() - job.since):.0f} s") for job in jobs]
     return ["", *_lines(("job", "stage", "state", "step", "for"), rows)] if rows else []
 
