@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudvid import Stage, parse_scenes, render
+from cloudvid import RenderOptions, Stage, parse_scenes, render
 from cloudvid.batch.estimate import Estimate, Task
 from cloudvid.batch.plan import make_plan
 from cloudvid_schema.protocol import Description
@@ -267,3 +267,13 @@ def test_no_picture_is_made_for_a_clip_over_the_limits(tmp_path):
         "and is 2"
     )
     assert (last.failed, last.requests) == (1, 0)
+
+
+def test_a_refused_scene_ends_a_batch_that_fails_fast(tmp_path):
+    with fake_torchserve() as server:
+        stage = server.pool[I2V][0].handler._loaded
+        described = stage.describe().model_copy(update={"limits": {"max_frames": 1}, "num_frames": 2})
+        stage.describe = lambda: described
+        options = RenderOptions(fail_fast=True)
+        *_, last = render(parse_scenes(scenes(3)), client_of(server), tmp_path, options)
+    assert (last.failed, last.requests, last.stopped) == (1, 0, "failed")
